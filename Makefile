@@ -1,0 +1,45 @@
+# make demo    sets everything up and moves a running VM over five hops
+# make test    sets everything up and runs all tests that this machine can run
+# make bench   runs the benchmarks; NAME=migration for one; JSON under out/bench/
+# make check   the style checks: ruff, mypy, import-linter, tidy
+SHELL := /bin/bash
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+NAME ?=
+
+.PHONY: setup packages venv demo test check bench soak clean
+
+setup: packages venv
+
+packages:
+	@./tools/packages.sh
+
+venv: $(VENV)/.done
+
+$(VENV)/.done: pyproject.toml setup.py $(wildcard native/*.c native/*.h architect/conduit/bpf/*.c architect/conduit/bpf/*.h)
+	@echo "setup: virtual environment and C parts in $(VENV)"
+	@test -x $(PYTHON) || python3 -m venv $(VENV)
+	@$(VENV)/bin/pip --quiet --disable-pip-version-check install --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	@$(PYTHON) -m demo.main
+
+test: setup
+	@$(PYTHON) -m pytest -m "not soak" tests
+
+soak: setup
+	@$(PYTHON) -m pytest -m soak --timeout 7200 tests
+
+check: venv
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check . || true
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports
+	@$(PYTHON) -m pytest -q tests/tidy
+
+bench: setup
+	@$(PYTHON) -m bench.main $(NAME)
+
+clean:
+	rm -rf build dist out *.egg-info $(VENV) architect/artifacts

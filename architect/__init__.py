@@ -1,0 +1,1 @@
+"""Architect: a failure-proof compute fabric. An OCI image runs as a VM that moves live between hosts."""

@@ -1,0 +1,1 @@
+"""The control plane: desired state, placement, handovers as persisted state machines."""

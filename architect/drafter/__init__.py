@@ -1,0 +1,1 @@
+"""One VM: QEMU process, QMP, guest kernel and init, guest channel, jail."""

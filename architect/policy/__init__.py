@@ -1,0 +1,1 @@
+"""Pure decisions: where a VM runs and when it moves. Facts in, plan out."""

@@ -1,0 +1,1 @@
+"""Accelerators: which hypervisor this host can use."""

@@ -1,0 +1,1 @@
+"""The REST interface: routes into control-plane use cases."""

@@ -1,0 +1,1 @@
+"""What every process needs: clock, entropy, TLS, RPC channels, supervision, logging."""

@@ -1,0 +1,1 @@
+"""Shipped fakes, conformance suites and the simulator; imported by tests only."""

@@ -1,0 +1,3 @@
+"""The version of this package; it is part of every Hello and of `architect --version`."""
+
+VERSION = "0.1.0"

@@ -1,0 +1,1 @@
+"""Messages, framing and versions: bytes in, values out. Nothing here does I/O."""

@@ -1,0 +1,232 @@
+"""Control plane and agent: what they say to each other, over `call` envelopes on one TLS connection that the agent opens.
+
+The agent says `Hello` first (a call; the answer is `Welcome`) and then notes a `HostReport` every second and whenever something
+changed: the whole state of the host, so that a lost report costs nothing. The control plane calls the rest. All requests are
+idempotent by the id that they carry. An agent's view wins over the control plane's memory of it.
+
+Version: `framing.PROTOCOL_VERSION` in Hello, equal on both sides.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from architect.model.handover_state import HandoverState, MigrationMode
+from architect.model.ids import HostName, MigrationId, VmId
+from architect.model.notice import Notice
+from architect.model.vm_spec import VmRequest, VmSpec
+from architect.model.vm_state import VmState
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """One message; its class name is its tag."""
+
+
+class HostFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a host is. `address` is its underlay IPv4 address, `migration_port` where its agent takes peers."""
+
+    name: HostName
+    provider: str
+    region: str
+    address: str
+    migration_port: int
+    memory_bytes: int
+    cpus: int
+    accelerator: str
+    qemu_version: str
+    tsc_khz: int
+    kernel_release: str
+    kernel_sha256: str
+    initramfs_sha256: str
+    underlay_mtu: int = 1500
+
+
+class Hello(_Message, frozen=True):
+    """An agent introduces itself."""
+
+    version: int
+    architect: str
+    host: HostFacts
+
+
+class Welcome(_Message, frozen=True):
+    """The control plane accepts. `report_interval_s` is how often it wants to hear from the agent."""
+
+    fabric: str
+    report_interval_s: float
+
+
+class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A part of a handover, in seconds from its start."""
+
+    name: str
+    start_s: float
+    end_s: float
+
+
+class MigrationReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a handover stands, or ended. `mode` is what was done: precopy or postcopy; bytes are what crossed the wire."""
+
+    id: MigrationId
+    vm: VmId
+    source: HostName
+    target: HostName
+    mode: MigrationMode
+    state: HandoverState
+    reason: str = ""
+    total_s: float = 0.0
+    downtime_ms: float = 0.0
+    rounds: int = 0
+    bytes_sent: int = 0
+    bytes_peer: int = 0
+    bytes_store: int = 0
+    bytes_base: int = 0
+    memory_bytes: int = 0
+    disk_bytes_sent: int = 0
+    phases: tuple[Phase, ...] = ()
+    verified: bool | None = None
+    progress: float = 0.0
+
+
+class VmObservation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A VM as its host sees it. `progress` is a line for people while it is being created."""
+
+    id: VmId
+    state: VmState
+    term: int
+    spec: VmSpec | None = None
+    reason: str = ""
+    exit_code: int | None = None
+    progress: str = ""
+    pid: int = 0
+    migration: MigrationReport | None = None
+
+
+class HostReport(_Message, frozen=True):
+    """The whole state of a host. `memory_free_bytes` is what a new VM may still take."""
+
+    host: HostName
+    memory_free_bytes: int
+    vms: tuple[VmObservation, ...]
+    notice: Notice | None = None
+    edge_rtt_ms: float | None = None
+
+
+class RunVm(_Message, frozen=True):
+    """Make this VM run. Streams `Progress`, then answers `VmStatus`. Idempotent by the request's id."""
+
+    request: VmRequest
+
+
+class StopVm(_Message, frozen=True):
+    """Stop the VM: the image's stop signal, then after `grace_s` the power. Answers `VmStatus`."""
+
+    vm: VmId
+    grace_s: float
+
+
+class RemoveVm(_Message, frozen=True):
+    """Forget a VM that is over (`force`: that runs, too) and delete all it has on this host. Answers `Done`."""
+
+    vm: VmId
+    force: bool = False
+
+
+class MigrateVm(_Message, frozen=True):
+    """Move the VM to `target`. Streams `MigrationProgress`, then answers `MigrationProgress`, its report terminal.
+
+    Idempotent by `migration`: asked again (a control plane that restarted), it joins the handover that runs, or reports how it
+    ended. `deadline_s` is how long the source host has, from now; None if it is not in a hurry.
+    """
+
+    migration: MigrationId
+    vm: VmId
+    target: HostFacts
+    mode: MigrationMode
+    deadline_s: float | None = None
+    verify: bool = False
+
+
+class AcknowledgeNotice(_Message, frozen=True):
+    """No VM is left here: tell the cloud that the notice may proceed (Azure), if it wants to know. Answers `Done`."""
+
+    notice: str
+
+
+class ReadLog(_Message, frozen=True):
+    """The VM's output from `offset` (bytes of the log's text). Streams `LogData` with the text as body, answers `Done` at the end.
+
+    With `follow` the stream ends when the VM is over or leaves this host.
+    """
+
+    vm: VmId
+    offset: int = 0
+    follow: bool = False
+
+
+class ExecStart(_Message, frozen=True):
+    """Run a command in the VM. Streams `ExecOutput` (body: data), answers `ExecExit`. `session` is chosen by the caller."""
+
+    vm: VmId
+    session: str
+    args: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    tty: bool = False
+    rows: int = 24
+    columns: int = 80
+
+
+class ExecInput(_Message, frozen=True):
+    """Input (body) for a command that runs; an empty body with `end` closes its input. Answers `Done`."""
+
+    vm: VmId
+    session: str
+    end: bool = False
+    rows: int = 0
+    columns: int = 0
+
+
+class Progress(_Message, frozen=True):
+    """A line for people about long work."""
+
+    text: str
+
+
+class VmStatus(_Message, frozen=True):
+    """A VM after a request."""
+
+    vm: VmObservation
+
+
+class MigrationProgress(_Message, frozen=True):
+    """How a handover stands."""
+
+    report: MigrationReport
+
+
+class LogData(_Message, frozen=True):
+    """A part of a VM's output; the body is the text, which starts at `offset`."""
+
+    offset: int
+
+
+class ExecOutput(_Message, frozen=True):
+    """Output of a command; the body is the data. `stream` is 1 or 2."""
+
+    stream: int
+
+
+class ExecExit(_Message, frozen=True):
+    """A command ended. `exit_code` is 128 + signal where a signal ended it."""
+
+    exit_code: int
+
+
+class Done(_Message, frozen=True):
+    """It is done."""
+
+
+AgentMessage = (
+    Hello | Welcome | HostReport | RunVm | StopVm | RemoveVm | MigrateVm | AcknowledgeNotice | ReadLog | ExecStart | ExecInput
+    | Progress | VmStatus | MigrationProgress | LogData | ExecOutput | ExecExit | Done
+)  # fmt: skip

@@ -1,0 +1,94 @@
+"""Configurations of the long-running processes: one JSON file each, written by who starts them (`architect up` for local hosts).
+
+Paths are absolute. Addresses are IPv4, as text. Ports are TCP.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from architect.errors import UsageError
+
+
+class ControlConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`architect control`: takes agents at `address:port` (TLS), the command line at the unix socket `rest_socket`."""
+
+    fabric: str
+    address: str
+    port: int
+    rest_socket: str
+    state_dir: str
+    tls_dir: str
+    edge_name: str
+    edge_address: str
+    edge_port: int
+    inner_network: str = "10.88.0.0/16"
+    report_interval_s: float = 1.0
+    host_lost_after_s: float = 5.0
+
+
+class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`architect edge`: owns `public_addresses` on `nic`, ends tunnels at `underlay_address`, takes requests at `:port` (TLS)."""
+
+    fabric: str
+    name: str
+    nic: str
+    underlay_address: str
+    public_addresses: tuple[str, ...]
+    port: int
+    state_dir: str
+    tls_dir: str
+
+
+class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`architect agent`: one host. `memory_bytes` is what its VMs may take together; `cache_dir` holds what hosts of one machine may
+    share and rebuild (guest kernel, initramfs, templates); `ownership_dir` is the shared ownership log; `metadata_url` is where the
+    cloud's metadata server answers, as seen from the host, and `provider` (aws, gcp, azure) which protocol it speaks."""
+
+    fabric: str
+    name: str
+    provider: str
+    region: str
+    instance: str
+    nic: str
+    address: str
+    migration_port: int
+    memory_bytes: int
+    state_dir: str
+    cache_dir: str
+    tls_dir: str
+    control_address: str
+    control_port: int
+    edge_name: str
+    edge_address: str
+    edge_port: int
+    ownership_dir: str
+    metadata_url: str = "http://169.254.169.254"
+    underlay_mtu: int = 1500
+    vm_uid: int = 64055
+
+
+ConfigT = TypeVar("ConfigT", ControlConfig, EdgeConfig, AgentConfig)
+
+
+def read_config(path: Path, kind: type[ConfigT]) -> ConfigT:
+    """The configuration in a JSON file.
+
+    Raises:
+        UsageError: the file cannot be read or is no such configuration; names the file and the field.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError) as error:
+        raise UsageError(f"configuration {path}", str(error), "mend the file, or let `architect up` write it anew") from error
+
+
+def write_config(path: Path, config: ControlConfig | EdgeConfig | AgentConfig) -> None:
+    """Write a configuration whole, readable by its owner only."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2))
+    temporary.chmod(0o600)
+    temporary.rename(path)

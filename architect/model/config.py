@@ -44,7 +44,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`architect agent`: one host. `memory_bytes` is what its VMs may take together; `cache_dir` holds what hosts of one machine may
+    """`architect agent`: one host. `memory_bytes` is what its VMs may take together; `cache_dir` holds what hosts of a machine may
     share and rebuild (guest kernel, initramfs, templates); `ownership_dir` is the shared ownership log; `metadata_url` is where the
     cloud's metadata server answers, as seen from the host, and `provider` (aws, gcp, azure) which protocol it speaks."""
 

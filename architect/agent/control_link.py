@@ -1,0 +1,94 @@
+"""The agent's connection to its control plane: dialled again for ever, reports while it stands.
+
+Reports carry the whole state, so a lost connection loses nothing; the control plane may be away for as long as it likes and no
+VM notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from architect.errors import ArchitectError
+from architect.model.config import AgentConfig
+from architect.runtime.rpc import Channel, Handler, open_channel
+from architect.runtime.tls import client_context, san_name
+from architect.version import VERSION
+from architect.wire.agent_messages import AgentMessage, Hello, HostFacts, HostReport, Welcome
+from architect.wire.framing import PROTOCOL_VERSION
+
+RETRY_S_MIN = 0.1
+RETRY_S_MAX = 2.0
+HELLO_TIMEOUT_S = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class ControlLink:
+    """Keeps one agent in touch with the control plane.
+
+    :param facts: what this host is.
+    :param report: makes the report of this moment.
+    :param handler: serves the control plane's requests.
+    """
+
+    def __init__(self, config: AgentConfig, facts: HostFacts, report: Callable[[], HostReport], handler: Handler) -> None:
+        self._config = config
+        self._facts = facts
+        self._report = report
+        self._handler = handler
+        self._changed = asyncio.Event()
+        self._tls = client_context(Path(config.tls_dir))
+
+    def changed(self) -> None:
+        """Something changed: report now rather than at the next interval."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Dial, introduce, report; for ever."""
+        retry_s = RETRY_S_MIN
+        while True:
+            try:
+                await self._session()
+                retry_s = RETRY_S_MIN
+            except ArchitectError as error:
+                _log.info("control plane: %s", error)
+                retry_s = min(retry_s * 2, RETRY_S_MAX)
+            await asyncio.sleep(retry_s)
+
+    async def _session(self) -> None:
+        channel = await open_channel(
+            (self._config.control_address, self._config.control_port),
+            AgentMessage,
+            self._handler,
+            "control plane",
+            tls=self._tls,
+            server_name=san_name("control"),
+        )
+        try:
+            async with asyncio.TaskGroup() as group:
+                running = group.create_task(channel.run())
+                reporting = group.create_task(self._introduce_and_report(channel))
+                running.add_done_callback(lambda _: reporting.cancel())
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
+        finally:
+            channel.close()
+
+    async def _introduce_and_report(self, channel: Channel) -> None:
+        try:
+            hello = Hello(PROTOCOL_VERSION, VERSION, self._facts)
+            welcome = await channel.call(hello, timeout_s=HELLO_TIMEOUT_S)
+            assert isinstance(welcome, Welcome)
+            while True:
+                self._changed.clear()
+                await channel.note(self._report())
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(welcome.report_interval_s):
+                        await self._changed.wait()
+                await asyncio.sleep(0.02)  # changes come in bursts: one report for each burst
+        finally:
+            channel.close()

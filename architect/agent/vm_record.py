@@ -1,0 +1,105 @@
+"""What an agent writes down of each VM, so that its successor after a `kill -9` knows what it finds.
+
+One folder a VM under the host's state directory; `vm.json` in it is written whole (write, fsync, rename) *before* the effect
+that it announces. The phase says what the agent was about::
+
+    CREATING ──→ RUNNING ──→ OVER           run, stop, exit
+    INCOMING ──→ RUNNING                    target of a handover
+    RUNNING  ──→ OUTGOING ──→ RUNNING       source of a handover that failed
+                 OUTGOING ──→ DEPARTED      handed over; what is left here serves post-copy until it is destroyed
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+
+from architect.errors import HostError
+from architect.model.ids import MigrationId, VmId
+from architect.model.vm_spec import VmRequest, VmSpec
+from architect.model.vm_state import VmState
+from architect.wire.agent_messages import MigrationReport
+
+
+class VmPhase(StrEnum):
+    """What the agent was doing with the VM when it wrote the record."""
+
+    CREATING = "creating"
+    RUNNING = "running"
+    INCOMING = "incoming"
+    OUTGOING = "outgoing"
+    DEPARTED = "departed"
+    OVER = "over"
+
+
+class VmRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One VM on this host. `spec` is there from the end of CREATING's preparation on; `end_state` when it is OVER."""
+
+    request: VmRequest
+    phase: VmPhase
+    term: int
+    spec: VmSpec | None = None
+    end_state: VmState | None = None
+    exit_code: int | None = None
+    reason: str = ""
+    migration: MigrationId = MigrationId("")
+    peer: str = ""
+    last_move: MigrationReport | None = None
+    workload_started: bool = False
+    stop_asked: bool = False
+
+    @property
+    def id(self) -> VmId:
+        """The VM's id."""
+        return self.request.id
+
+
+class VmFolder:
+    """A VM's folder: the paths of all that belongs to it on this host."""
+
+    def __init__(self, root: Path, vm: VmId) -> None:
+        self.path = root / vm
+        self.record_path = self.path / "vm.json"
+        self.overlay = self.path / "overlay.qcow2"
+        self.log = self.path / "output.log"
+        self.machine = self.path / "qemu"
+        self.memory = self.path / "memory"
+
+    def make(self) -> None:
+        """Make the folder; others may pass through it (QEMU runs as another user) but not list it. Idempotent."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.chmod(0o711)
+
+    def write(self, record: VmRecord) -> None:
+        """Write the record durably.
+
+        Raises:
+            HostError: the disk is full or refuses.
+        """
+        temporary = self.record_path.with_suffix(".new")
+        try:
+            with temporary.open("wb") as file:
+                file.write(msgspec.json.encode(record))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(self.record_path)
+        except OSError as error:
+            raise HostError(f"record of {record.id}", str(error), "make room on the host's disk") from error
+
+    def read(self) -> VmRecord | None:
+        """The record, or None where there is none (the agent died before the first write) or it cannot be read."""
+        try:
+            return msgspec.json.decode(self.record_path.read_bytes(), type=VmRecord)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+
+def folders(root: Path) -> Iterator[VmFolder]:
+    """The folders of all VMs on this host, by id."""
+    for path in sorted(root.glob("vm-*")):
+        if path.is_dir():
+            yield VmFolder(root, VmId(path.name))

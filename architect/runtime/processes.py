@@ -1,0 +1,216 @@
+"""Processes: long-lived ones that outlive who started them, told apart for certain.
+
+A pid is used again; a process is its pid *and* its start time. Every signal goes through a pidfd that was opened first and whose
+process was checked afterwards, so a recycled pid is never hit. A zombie counts as gone. The processes of a host are found by the
+network namespace that any of their threads is in, and by a mark in the environment that they inherited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from architect.errors import HostError
+from architect.runtime.namespaces import NamespaceIdentity, run_in_namespace
+
+KILL_WAIT_S = 10.0
+_SCAN_PAUSE_S = 0.02
+
+
+class ProcessIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One process: its pid, and its start in clock ticks since boot."""
+
+    pid: int
+    start_ticks: int
+
+
+class SpawnOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a long-lived process starts.
+
+    :param arguments: the command.
+    :param folder: its working directory.
+    :param log_path: where its output is appended.
+    :param namespace: the network namespace that it starts in; None: ours.
+    :param environment: added to ours.
+    """
+
+    arguments: tuple[str, ...]
+    folder: Path
+    log_path: Path
+    namespace: Path | None = None
+    environment: Mapping[str, str] = {}
+
+
+def identify_process(pid: int) -> ProcessIdentity | None:
+    """Who has that pid now; None if nobody, or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    if not fields or fields[0] in (b"Z", b"X"):
+        return None
+    return ProcessIdentity(pid, int(fields[19]))
+
+
+def is_alive(process: ProcessIdentity) -> bool:
+    """Whether exactly this process still runs."""
+    return identify_process(process.pid) == process
+
+
+def spawn_process(options: SpawnOptions) -> tuple[ProcessIdentity, subprocess.Popen[bytes]]:
+    """Start a process in a session of its own; it survives us. Blocks for the length of an execve.
+
+    The caller reaps it through the Popen; `Popen.poll` is enough once `wait_exit` has returned.
+
+    Raises:
+        HostError: the command cannot be started.
+    """
+
+    def start() -> subprocess.Popen[bytes]:
+        descriptor = os.open(options.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            return subprocess.Popen(
+                options.arguments, cwd=options.folder, env={**os.environ, **options.environment},
+                stdin=subprocess.DEVNULL, stdout=descriptor, stderr=descriptor, start_new_session=True,
+            )  # fmt: skip
+        finally:
+            os.close(descriptor)
+
+    try:
+        child = run_in_namespace(options.namespace, start)
+    except OSError as error:
+        raise HostError(f"process {options.arguments[0]}", str(error), "see that it is installed") from error
+    identity = identify_process(child.pid)
+    if identity is None:  # it ended at once; an unused start time says so
+        identity = ProcessIdentity(child.pid, 0)
+    return identity, child
+
+
+def open_pidfd(process: ProcessIdentity) -> int | None:
+    """A pidfd of exactly this process, or None if it is gone. The caller closes it."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except OSError:
+        return None
+    if identify_process(process.pid) != process:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def send_signal(process: ProcessIdentity, number: signal.Signals) -> bool:
+    """Send a signal to exactly this process; False if it is gone. Never another one."""
+    descriptor = open_pidfd(process)
+    if descriptor is None:
+        return False
+    try:
+        signal.pidfd_send_signal(descriptor, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+async def wait_exit(process: ProcessIdentity) -> None:
+    """Wait until it is gone. Cancellation leaves it alone."""
+    descriptor = open_pidfd(process)
+    if descriptor is None:
+        return
+    loop = asyncio.get_running_loop()
+    gone = asyncio.Event()
+    loop.add_reader(descriptor, gone.set)
+    try:
+        await gone.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+async def stop_process(process: ProcessIdentity, grace_s: float) -> None:
+    """Ask it to end (SIGTERM), after `grace_s` make it (SIGKILL); returns when it is gone. Idempotent.
+
+    Raises:
+        HostError: it does not even die of SIGKILL.
+    """
+    for number, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, KILL_WAIT_S)):
+        if patience_s <= 0:
+            continue
+        if not send_signal(process, number):
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await wait_exit(process)
+                return
+    raise HostError(f"process {process.pid}", f"still there {KILL_WAIT_S:.0f} s after SIGKILL", "see what it waits for (ps, wchan)")
+
+
+def all_processes() -> list[ProcessIdentity]:
+    """Everything that runs now, zombies left out."""
+    found = (identify_process(int(entry)) for entry in os.listdir("/proc") if entry.isdigit())
+    return [process for process in found if process is not None]
+
+
+def is_in_namespace(process: ProcessIdentity, namespace: NamespaceIdentity) -> bool:
+    """Whether any thread of the process is in that network namespace."""
+    tasks = f"/proc/{process.pid}/task"
+    with contextlib.suppress(OSError):
+        for task in os.listdir(tasks):
+            with contextlib.suppress(OSError):
+                status = os.stat(f"{tasks}/{task}/ns/net")
+                if (status.st_dev, status.st_ino) == (namespace.device, namespace.inode):
+                    return True
+    return False
+
+
+def has_mark(process: ProcessIdentity, marks: Iterable[str]) -> bool:
+    """Whether its environment, as it was at its start, holds one of the `NAME=VALUE`s."""
+    try:
+        content = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return any(mark.encode() in content for mark in marks)
+
+
+def processes_where(is_wanted: Callable[[ProcessIdentity], bool]) -> list[ProcessIdentity]:
+    """The processes that fit; never ourselves."""
+    return [process for process in all_processes() if process.pid != os.getpid() and is_wanted(process)]
+
+
+def kill_all(is_wanted: Callable[[ProcessIdentity], bool], what: str) -> int:
+    """SIGKILL what fits, again and again until nothing does, and return how many were hit. Blocks. Idempotent.
+
+    Raises:
+        HostError: something that fits does not die, or new ones keep coming; names how many are left.
+    """
+    killed: set[ProcessIdentity] = set()
+    end_s = time.monotonic() + KILL_WAIT_S
+    while found := processes_where(is_wanted):
+        if time.monotonic() > end_s:
+            raise HostError(what, f"{len(found)} processes do not die ({found[0].pid}, …)", "see what they wait for (ps, wchan)")
+        for process in found:
+            if send_signal(process, signal.SIGKILL):
+                killed.add(process)
+        _wait_all(found, _SCAN_PAUSE_S * 10)
+    return len(killed)
+
+
+def _wait_all(processes: list[ProcessIdentity], patience_s: float) -> None:
+    end_s = time.monotonic() + patience_s
+    for process in processes:
+        descriptor = open_pidfd(process)
+        if descriptor is not None:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            poll.poll(max(0.0, end_s - time.monotonic()) * 1000)
+            os.close(descriptor)
+    time.sleep(_SCAN_PAUSE_S if any(map(is_alive, processes)) else 0)

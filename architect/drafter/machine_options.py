@@ -1,0 +1,95 @@
+"""What a machine is started from, and the record of it that outlives the agent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from architect.drafter.qemu_process import ProcessIdentity
+from architect.errors import NotFoundError
+from architect.model.vm_spec import MachineSpec
+
+VM_UID = 64055
+_RECORD = "machine.json"
+
+
+class BootFiles(msgspec.Struct, frozen=True):
+    """The guest's kernel, initramfs (both readable by everybody) and kernel arguments."""
+
+    kernel: Path
+    initramfs: Path
+    arguments: str
+
+
+class DiskPaths(msgspec.Struct, frozen=True):
+    """The VM's disk: a qcow2 overlay of its own over a shared read-only raw base (None: over nothing)."""
+
+    overlay: Path
+    base: Path | None = None
+    host_fsync: bool = False
+
+
+class MachineOptions(msgspec.Struct, frozen=True):
+    """How to start a machine.
+
+    :param name: the VM's id; shown in its process name and in errors.
+    :param run_dir: a folder of this machine alone, on this host; sockets, logs and the record live there.
+    :param ram_fd: a memfd of `spec.memory_bytes`, the guest's memory; the caller keeps its own descriptor.
+    :param tap_fd: an open tap (IFF_VNET_HDR); the caller may close it afterwards. None: a NIC without a network.
+    :param incoming: wait for device state (`load_device_state`) instead of booting.
+    :param paused: boot, but do not run before `resume`.
+    :param vm_generation_id: a UUID; the same after a move, a new one for a clone or a restore.
+    :param shim: the userfaultfd shim; None runs without dirty tracking (`uffd` tells the memory process).
+    """
+
+    name: str
+    run_dir: Path
+    spec: MachineSpec
+    boot: BootFiles
+    ram_fd: int
+    mac: str
+    disk: DiskPaths | None = None
+    tap_fd: int | None = None
+    incoming: bool = False
+    paused: bool = False
+    vm_generation_id: str = "00000000-0000-0000-0000-000000000001"
+    uid: int = VM_UID
+    shim: Path | None = None
+    binary: str = "qemu-system-x86_64"
+    start_timeout_s: float = 15.0
+
+
+class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an agent that comes back needs to know of a machine that another one started."""
+
+    name: str
+    process: ProcessIdentity
+    spec: MachineSpec
+    has_uffd: bool
+    host_fsync: bool
+
+
+def write_record(run_dir: Path, record: MachineRecord) -> None:
+    """Write the record whole."""
+    temporary = run_dir / (_RECORD + ".new")
+    temporary.write_bytes(msgspec.json.encode(record))
+    temporary.rename(run_dir / _RECORD)
+
+
+def read_record(run_dir: Path) -> MachineRecord:
+    """The record of the machine that was started in `run_dir`.
+
+    Raises:
+        NotFoundError: there is none, or it cannot be read.
+    """
+    try:
+        return msgspec.json.decode((run_dir / _RECORD).read_bytes(), type=MachineRecord)
+    except (OSError, msgspec.DecodeError) as error:
+        raise NotFoundError(f"machine in {run_dir}", f"no record: {error}", "start it again") from error
+
+
+def forget_record(run_dir: Path) -> None:
+    """Remove the record and the sockets of a machine that has ended; its logs stay. Idempotent."""
+    for name in (_RECORD, "qmp.sock", "channel.sock"):
+        (run_dir / name).unlink(missing_ok=True)

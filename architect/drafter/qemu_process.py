@@ -1,0 +1,203 @@
+"""One QEMU process: started in its jail, recognised again after the agent's death, ended, reaped.
+
+The jail: an unprivileged uid with no groups but KVM's, a session of its own, no file but inherited descriptors and the world's,
+QEMU's own seccomp filter, umask 077, no core dump. The process is nobody's dependant: it gets no signal when the agent dies.
+
+A process is recognised by (boot id, pid, start time), so that a recycled pid is never taken for it, and held by a pidfd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import grp
+import os
+import resource
+import select
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from architect.errors import HostError, NotFoundError
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+OOM_SCORE = 300  # the kernel takes a VM before it takes the agent, which is needed to save the others
+NICE = 5
+UFFD_DEVICE = Path("/dev/userfaultfd")
+# QEMU says these of a NIC without a network, and of device state without its optional description.
+HARMLESS = ("has no peer", "Expected vmdescription section")
+UFFD_NUMBER = 900  # where native/uffd_shim.c leaves the userfaultfd
+
+
+class ProcessIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A process of this boot; `start_ticks` is field 22 of proc_pid_stat(5)."""
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+
+
+class Jail(msgspec.Struct, frozen=True):
+    """Who the process runs as. `shim` is preloaded and makes the userfaultfd; None leaves the VM without dirty tracking."""
+
+    uid: int
+    shim: Path | None
+    kvm: bool = False
+
+
+class QemuProcess:
+    """A running (or ended) QEMU, held by a pidfd."""
+
+    def __init__(self, identity: ProcessIdentity, pidfd: int, child: subprocess.Popen[bytes] | None) -> None:
+        self.identity = identity
+        self._pidfd = pidfd
+        self._child = child
+
+    @property
+    def pid(self) -> int:
+        """The process id; only meaningful while `is_running`."""
+        return self.identity.pid
+
+    @property
+    def pidfd(self) -> int:
+        """The descriptor that stands for the process; the memory process takes QEMU's userfaultfd through one of its own."""
+        return self._pidfd
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process has not ended."""
+        return self._pidfd >= 0 and not select.select([self._pidfd], [], [], 0)[0]
+
+    async def wait(self, timeout_s: float | None = None) -> int | None:
+        """Wait until the process has ended, and reap it if it is our child. Returns its exit status, None if it was not our child.
+
+        Raises:
+            TimeoutError: it still runs.
+        """
+        if self.is_running:
+            loop = asyncio.get_running_loop()
+            ended = asyncio.Event()
+            watched = os.dup(self._pidfd)  # several may wait, and a loop watches a descriptor once
+            loop.add_reader(watched, ended.set)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await ended.wait()
+            finally:
+                loop.remove_reader(watched)
+                os.close(watched)
+        return self._child.wait() if self._child is not None else None
+
+    def kill(self) -> None:
+        """Send SIGKILL. Idempotent; never hits another process."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Let go of the process, without ending it. Idempotent."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def calm(self) -> None:
+        """Put all its threads behind the agent for CPU, and the process before it for the OOM killer."""
+        with contextlib.suppress(OSError):  # it may just have ended; whoever talks to it next finds out
+            Path(f"/proc/{self.pid}/oom_score_adj").write_text(str(OOM_SCORE))
+            for thread in os.listdir(f"/proc/{self.pid}/task"):
+                os.setpriority(os.PRIO_PROCESS, int(thread), NICE)
+
+
+def spawn(command: Sequence[str], jail: Jail, inherited: Sequence[int], log: Path) -> QemuProcess:
+    """Start QEMU with these descriptors (same numbers there) and the log file as its stdout and stderr.
+
+    Raises:
+        HostError: the program is missing or the host refused to start it.
+    """
+    assert UFFD_NUMBER not in inherited
+    environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+    device = -1
+    log_descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        if jail.shim is not None:
+            device = os.open(UFFD_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+            environment |= {"LD_PRELOAD": str(jail.shim), "ARCHITECT_UFFD_DEVICE": str(device)}
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log_descriptor,
+            stderr=log_descriptor,
+            cwd="/",
+            env=environment,
+            pass_fds=[*inherited, *([device] if device >= 0 else [])],
+            start_new_session=True,
+            user=jail.uid,
+            group=jail.uid,
+            extra_groups=_kvm_groups() if jail.kvm else [],
+            umask=0o077,
+        )
+    except OSError as error:
+        raise HostError(f"program {command[0]}", str(error), "install qemu-system-x86 and run as root") from error
+    finally:
+        os.close(log_descriptor)
+        if device >= 0:
+            os.close(device)
+    pidfd = os.pidfd_open(child.pid)  # our own child, not reaped yet: this cannot be another process
+    with contextlib.suppress(OSError):
+        resource.prlimit(child.pid, resource.RLIMIT_CORE, (0, 0))
+    return QemuProcess(identity_of(child.pid), pidfd, child)
+
+
+def identity_of(pid: int) -> ProcessIdentity:
+    """Who a live process is.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except FileNotFoundError as error:
+        raise ProcessLookupError(pid) from error
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return ProcessIdentity(pid, int(fields[19]), BOOT_ID.read_text().strip())
+
+
+def find_process(identity: ProcessIdentity) -> QemuProcess:
+    """Take hold of a process that an earlier agent started.
+
+    Raises:
+        NotFoundError: it has ended, or the host was booted since.
+    """
+    try:
+        pidfd = os.pidfd_open(identity.pid)
+        try:
+            # Compared after the pidfd exists: from here on the pid cannot become another's behind our back.
+            if identity_of(identity.pid) != identity:
+                raise ProcessLookupError(identity.pid)
+        except BaseException:
+            os.close(pidfd)
+            raise
+    except ProcessLookupError as error:
+        raise NotFoundError(f"QEMU process {identity.pid}", "it has ended", "start the VM again") from error
+    return QemuProcess(identity, pidfd, None)
+
+
+def last_line(log: Path) -> str:
+    """The last thing that QEMU said, for an error message; what it says in good health is left out."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    said = (line.strip() for line in reversed(lines))
+    return next((line for line in said if line and not any(phrase in line for phrase in HARMLESS)), "")
+
+
+def _kvm_groups() -> list[int]:
+    try:
+        return [grp.getgrnam("kvm").gr_gid]
+    except KeyError:
+        return []

@@ -1,0 +1,106 @@
+"""The images that tests, benchmarks and the demo run: small, made here in a second, the same every time.
+
+Each function adds one image to the OCI layout `layout` under `tag` and returns its reference for `architect run`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from architect.testing.sample_layout import ImageFile, ImageSettings, directory, text, write_image
+from architect.testing.sample_programs import (
+    REPOSITORY,
+    base_files,
+    busybox_files,
+    compile_static,
+    package_files,
+    program_files,
+)
+
+DEMO_SOURCES = REPOSITORY / "demo" / "image"
+VERIFIER_SOURCES = REPOSITORY / "native" / "verify"
+DEFAULT_SETTINGS = ImageSettings(entrypoint=("/bin/sh",))
+
+
+def busybox_image(
+    layout: Path,
+    tag: str = "busybox",
+    settings: ImageSettings = DEFAULT_SETTINGS,
+    files: dict[str, ImageFile] | None = None,
+) -> str:
+    """A static busybox with all its applets (sh, nc, httpd, ping, dd, …), and the caller's own files."""
+    return write_image(layout, tag, base_files() | busybox_files() | (files or {}), settings)
+
+
+def debian_image(
+    layout: Path,
+    tag: str = "debian",
+    packages: tuple[str, ...] = (),
+    programs: tuple[str, ...] = ("bash", "coreutils", "sleep", "cat", "ls", "id", "env", "sha256sum"),
+    settings: ImageSettings = DEFAULT_SETTINGS,
+) -> str:
+    """Programs and packages of this Debian machine, with their libraries, over a busybox for everything else."""
+    named = tuple(name for name in programs if name != "coreutils")
+    return write_image(layout, tag, base_files() | busybox_files() | package_files(*packages) | program_files(*named), settings)
+
+
+def redis_image(layout: Path, tag: str = "redis") -> str:
+    """redis on port 6379, open to all, appending every write to a file in /data; arguments after the image are its options."""
+    files = base_files() | busybox_files() | program_files("redis-server", "redis-cli", "redis-benchmark")
+    files["/data"] = directory()
+    settings = ImageSettings(
+        entrypoint=("/usr/bin/redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", "--dir", "/data"),
+        cmd=("--appendonly", "yes", "--save", ""),
+        working_dir="/data",
+    )
+    return write_image(layout, tag, files, settings)
+
+
+def ssh_image(layout: Path, authorized_key: str, tag: str = "ssh") -> str:
+    """OpenSSH's server on port 22: root may log in with the key whose public half is `authorized_key`; iperf3 and nc are there."""
+    files = base_files() | busybox_files() | program_files("sshd", "ssh-keygen", "iperf3", "bash")
+    files["/etc/ssh/sshd_config"] = text(
+        "HostKey /etc/ssh/ssh_host_ed25519_key\nPermitRootLogin prohibit-password\nUsePAM no\nUseDNS no\n"
+        "Subsystem sftp internal-sftp\nLogLevel VERBOSE\n"
+    )
+    files["/root"] = directory(0o700)
+    files["/root/.ssh"] = directory(0o700)
+    files["/root/.ssh/authorized_keys"] = text(authorized_key.strip() + "\n", 0o600)
+    start = (
+        "mkdir -p /run/sshd && chmod 755 /run/sshd && "
+        "{ test -f /etc/ssh/ssh_host_ed25519_key || ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key; } && "
+        "exec /usr/sbin/sshd -D -e"
+    )
+    return write_image(layout, tag, files, ImageSettings(entrypoint=("/bin/sh", "-c", start)))
+
+
+def verifier_image(layout: Path, tag: str = "verifier", command: tuple[str, ...] = ("memory-verify",)) -> str:
+    """The memory and the disk verifier (native/verify) in a busybox; without arguments it runs `command`.
+
+    `both` runs the two together and ends with the first that ends: `-- both "MEMORY OPTIONS" "DISK OPTIONS"`.
+    """
+    files = base_files() | busybox_files()
+    for name in ("memory", "disk"):
+        sources = (VERIFIER_SOURCES / f"{name}.c", VERIFIER_SOURCES / "pattern.c")
+        files[f"/usr/bin/{name}-verify"] = ImageFile(compile_static(name, sources), 0o755)
+    both = (
+        "#!/bin/sh\n# The two verifiers at once; ends with the status of the first that ends.\n"
+        "rm -f /run/first; mkfifo /run/first\n"
+        "(memory-verify $1; echo $? > /run/first) &\n(disk-verify $2; echo $? > /run/first) &\n"
+        "read -r status < /run/first\nexit $status\n"
+    )
+    files["/usr/bin/both"] = text(both, 0o755)
+    return write_image(layout, tag, files, ImageSettings(cmd=command))
+
+
+def demo_image(layout: Path, tag: str = "demo") -> str:
+    """The demo's VM: AFL++ on a small target, and a service with streams, datagrams and a status line (demo/image)."""
+    files = base_files() | busybox_files() | program_files("afl-fuzz")
+    service = sorted(DEMO_SOURCES.glob("service/*.c"))
+    files["/demo/service"] = ImageFile(compile_static("service", service), 0o755)
+    target = compile_static("target", (DEMO_SOURCES / "target.c",), "afl-gcc-fast")
+    files["/demo/target"] = ImageFile(target, 0o755)
+    for seed in sorted((DEMO_SOURCES / "seeds").iterdir()):
+        files[f"/demo/seeds/{seed.name}"] = ImageFile(source=seed)
+    files["/demo/queue"] = directory()
+    return write_image(layout, tag, files, ImageSettings(entrypoint=("/demo/service",), working_dir="/demo"))

@@ -6,9 +6,10 @@
         │         │          │           │           └──────(all present)──→ DONE
         └─────────┴──────────┴───────────┴→ FAILED (before the commit: the source runs on)
                                                      POSTCOPY → LOST (after it: a source of extents vanished)
+                                         COMMITTED, POSTCOPY → LOST (the target's machine died before the move ended)
 
 The commit is the target's ownership record for term + 1. Before it every failure ends in FAILED and the source runs on; after
-it the move cannot fail any more, only be DONE or, in post-copy, lose the VM.
+it the move cannot fail any more, only be DONE or lose the VM.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class HandoverEvent(StrEnum):
     ALL_PRESENT = "all-present"
     FAIL = "fail"
     SOURCE_GONE = "source-gone"
+    MACHINE_GONE = "machine-gone"
 
 
 TRANSITIONS: dict[HandoverState, dict[HandoverEvent, HandoverState]] = {
@@ -56,8 +58,13 @@ TRANSITIONS: dict[HandoverState, dict[HandoverEvent, HandoverState]] = {
     HandoverState.COMMITTED: {
         HandoverEvent.EXTENTS_MISSING: HandoverState.POSTCOPY,
         HandoverEvent.ALL_PRESENT: HandoverState.DONE,
+        HandoverEvent.MACHINE_GONE: HandoverState.LOST,
     },
-    HandoverState.POSTCOPY: {HandoverEvent.ALL_PRESENT: HandoverState.DONE, HandoverEvent.SOURCE_GONE: HandoverState.LOST},
+    HandoverState.POSTCOPY: {
+        HandoverEvent.ALL_PRESENT: HandoverState.DONE,
+        HandoverEvent.SOURCE_GONE: HandoverState.LOST,
+        HandoverEvent.MACHINE_GONE: HandoverState.LOST,
+    },
     HandoverState.DONE: {},
     HandoverState.FAILED: {},
     HandoverState.LOST: {},

@@ -1,0 +1,112 @@
+"""The values of one handover: what was asked for, its limits, and what is measured on the way.
+
+Sizes are bytes, times seconds; `*_at_s` are readings of the source's monotonic clock.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from architect.model.handover_state import MigrationMode
+from architect.model.ids import HostName, MigrationId, VmId
+from architect.model.sizes import PAGE_BYTES
+from architect.model.vm_spec import VmSpec
+from architect.wire.agent_messages import HostFacts
+
+
+class HandoverLimits(msgspec.Struct, frozen=True):
+    """Every bound of a handover, in one place.
+
+    `pause_budget_s` is what sending the last dirty pages may take for a cut to be due; `pause_tolerable_s` what `auto` accepts
+    before it prefers post-copy when the dirty set does not shrink. `notice_margin_s` is kept free before the host goes.
+    """
+
+    pause_budget_s: float = 0.010
+    pause_tolerable_s: float = 0.250
+    shrink_factor: float = 0.8
+    round_count_max: int = 30
+    poll_interval_s: float = 0.2
+    notice_margin_s: float = 3.0
+    bulk_share_of_notice: float = 0.5
+    call_timeout_s: float = 5.0
+    start_timeout_s: float = 30.0
+    transfer_timeout_s: float = 3600.0
+    drain_timeout_s: float = 0.25
+    hook_timeout_s: float = 2.0
+    machine_timeout_s: float = 10.0
+    commit_timeout_s: float = 20.0
+    quiet_timeout_s: float = 2.0
+    fill_timeout_s: float = 3600.0
+    record_timeout_s: float = 3.0
+    back_off_s: float = 0.1
+    back_off_max_s: float = 2.0
+    insist_attempts_max: int = 5
+    alive_interval_s: float = 2.0
+    silence_max_s: float = 30.0
+    status_hold_s: float = 30.0
+    part_bytes: int = 2 << 20
+    memory_streams: int = 2
+    verify_bytes_per_s: float = 100e6
+    cleanup_timeout_s: float = 5.0
+
+
+class HandoverPlan(msgspec.Struct, frozen=True):
+    """One handover as the source was asked to do it. `term` is the term by which the source owns the VM now."""
+
+    migration: MigrationId
+    spec: VmSpec
+    term: int
+    source: HostFacts
+    target: HostFacts
+    mode: MigrationMode
+    started_at_s: float
+    deadline_at_s: float | None = None
+    verify: bool = False
+    limits: HandoverLimits = HandoverLimits()
+
+    @property
+    def vm(self) -> VmId:
+        """The VM's id."""
+        return self.spec.id
+
+    @property
+    def host(self) -> HostName:
+        """The source's name."""
+        return self.source.name
+
+
+class RoundStats(msgspec.Struct, frozen=True):
+    """One round of memory: what was sent, how long it took, and how many pages the guest has dirtied (or left unsent) since."""
+
+    pages: int
+    bytes: int
+    duration_s: float
+    dirty_after: int
+
+    @property
+    def dirty_bytes(self) -> int:
+        """Upper bound of what is left to send."""
+        return self.dirty_after * PAGE_BYTES
+
+
+class MemoryProgress(msgspec.Struct, frozen=True):
+    """How far the memory copy is: bytes that crossed the wire, pages not sent yet."""
+
+    bytes_sent: int
+    pages_left: int
+
+
+class MirrorProgress(msgspec.Struct, frozen=True):
+    """How far the disk mirror is. `is_ready`: it follows the guest's writes and can be ended at once."""
+
+    is_ready: bool
+    done_bytes: int
+    total_bytes: int
+
+
+class MemoryCut(msgspec.Struct, frozen=True):
+    """The memory at the instant of the cut: its Merkle root (hex), what the target lacks, and all bytes sent so far."""
+
+    root: str
+    pages_missing: int
+    bytes_sent: int

@@ -1,0 +1,158 @@
+"""The source side of an agent: the handovers that leave this host, at most one per VM.
+
+A handover belongs to this service, not to the request that asked for it: a control plane that restarts and asks again by the same
+id joins it, or is told how it ended. After the agent's own death `recover` takes up what `SourceHostPort.keep` had remembered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from architect.errors import ArchitectError, ConflictError, HandoverError, remote_error
+from architect.migration.found_vm import FoundVerdict, resolve_found_running
+from architect.migration.handover_driver import HandoverDriver, HandoverOutcome, OnReport
+from architect.migration.handover_plan import HandoverLimits
+from architect.migration.source_engine import SourceState, recovered
+from architect.migration.source_ports import Handover, SourceHostPort
+from architect.model.handover_state import HandoverState
+from architect.model.ids import MigrationId, VmId
+from architect.model.ownership import OwnershipRecord
+from architect.runtime.clock import Clock, Entropy
+from architect.wire.agent_messages import MigrateVm, MigrationReport
+
+OUTCOMES_KEPT_MAX = 128
+
+
+class _Running:
+    """A handover that runs, and who wants to hear of it."""
+
+    def __init__(self, vm: VmId) -> None:
+        self.vm = vm
+        self.listeners: list[OnReport] = []
+        self.latest: MigrationReport | None = None
+        self.task: asyncio.Task[HandoverOutcome] | None = None
+
+    def tell(self, report: MigrationReport) -> None:
+        self.latest = report
+        for listener in self.listeners:
+            listener(report)
+
+
+class HandoverSource:
+    """All handovers that leave this host."""
+
+    def __init__(self, agent: SourceHostPort, clock: Clock, entropy: Entropy, limits: HandoverLimits | None = None) -> None:
+        self._agent = agent
+        self._clock = clock
+        self._entropy = entropy
+        self._limits = limits if limits is not None else HandoverLimits()
+        self._running: dict[MigrationId, _Running] = {}
+        self._opening: set[VmId] = set()
+        self._outcomes: dict[MigrationId, HandoverOutcome] = {}
+        self._group: asyncio.TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Own the handovers' tasks until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            await asyncio.Event().wait()
+
+    def report(self, vm: VmId) -> MigrationReport | None:
+        """How the VM's running handover stands; None if none runs."""
+        return next((running.latest for running in self._running.values() if running.vm == vm), None)
+
+    def is_moving(self, vm: VmId) -> bool:
+        """Whether a handover of the VM runs: nobody else may pause, checkpoint, stop or destroy it then."""
+        return vm in self._opening or any(running.vm == vm for running in self._running.values())
+
+    async def migrate(self, request: MigrateVm, on_report: OnReport | None = None) -> MigrationReport:
+        """Move a VM, or join its running handover of that id; the report of how it ended (done, failed or lost).
+
+        Cancelled, it stops waiting; the handover goes on.
+
+        Raises:
+            ConflictError: another handover of the VM runs.
+            ArchitectError: the host could not open the handover; nothing has changed.
+        """
+        if (ended := self._outcomes.get(request.migration)) is not None:
+            return ended.report
+        running = self._running.get(request.migration)
+        if running is None:
+            running = await self._begin(request)
+        if on_report is not None:
+            running.listeners.append(on_report)
+        try:
+            assert running.task is not None
+            return (await asyncio.shield(running.task)).report
+        finally:
+            if on_report is not None:
+                running.listeners.remove(on_report)
+
+    async def recover(self, handover: Handover, *, is_running: bool) -> HandoverOutcome:
+        """Take up a handover that the agent's predecessor had begun.
+
+        :param is_running: whether the VM's machine was found running; it was found paused otherwise.
+        """
+        plan, ports = handover.plan, handover.ports
+        latest = await self._known_record(handover)
+        newer = latest if latest is not None and latest.term > plan.term else None
+        if is_running and resolve_found_running(plan.host, latest) is FoundVerdict.DESTROY:
+            is_running = False
+        is_serving = False
+        with contextlib.suppress(ArchitectError, TimeoutError):
+            async with asyncio.timeout(plan.limits.call_timeout_s):
+                is_serving = await ports.memory.is_serving()
+        state = recovered(plan, is_running=is_running, is_serving=is_serving, record=newer)
+        running = self._start(handover, state)
+        assert running.task is not None
+        return await asyncio.shield(running.task)
+
+    async def _begin(self, request: MigrateVm) -> _Running:
+        if self.is_moving(request.vm):
+            raise ConflictError(f"vm {request.vm}", "is being moved already", "wait for the end of that move")
+        self._opening.add(request.vm)
+        try:
+            handover = await self._agent.open_handover(request)
+            self._agent.keep(handover.plan)
+            return self._start(handover, None)
+        finally:
+            self._opening.discard(request.vm)
+
+    def _start(self, handover: Handover, state: SourceState | None) -> _Running:
+        assert self._group is not None, "run() owns the tasks"
+        running = self._running[handover.plan.migration] = _Running(handover.plan.vm)
+        driver = HandoverDriver(handover, self._clock, self._entropy, running.tell, state)
+        running.task = self._group.create_task(self._finish(handover, running, driver))
+        return running
+
+    async def _finish(self, handover: Handover, running: _Running, driver: HandoverDriver) -> HandoverOutcome:
+        plan = handover.plan
+        outcome = await driver.run()
+        self._running.pop(plan.migration, None)
+        self._outcomes[plan.migration] = outcome
+        while len(self._outcomes) > OUTCOMES_KEPT_MAX:
+            self._outcomes.pop(next(iter(self._outcomes)))
+        self._agent.ended(outcome.report, outcome.term, outcome.keeps)
+        self._agent.forget(plan)
+        running.tell(outcome.report)
+        return outcome
+
+    async def _known_record(self, handover: Handover) -> OwnershipRecord | None:
+        """The VM's newest record, asked for until it is known."""
+        attempt = 0
+        while True:
+            try:
+                async with asyncio.timeout(self._limits.record_timeout_s):
+                    return await handover.ports.ownership.latest(handover.plan.vm)
+            except (ArchitectError, TimeoutError):
+                attempt += 1
+                await self._clock.sleep(min(self._limits.back_off_s * 2.0 ** min(attempt, 16), self._limits.back_off_max_s))
+
+
+def error_of_report(report: MigrationReport, code: str = HandoverError.code) -> ArchitectError | None:
+    """The error that a terminal report stands for; None if the move was done."""
+    if report.state is HandoverState.DONE:
+        return None
+    word = "lost" if report.state is HandoverState.LOST else code
+    return remote_error(word, f"vm {report.vm}", report.reason, "see `architect events`, then try again or choose another host")

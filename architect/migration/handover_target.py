@@ -1,0 +1,246 @@
+"""The target side of an agent: takes the connections of source agents, keeps one session per handover that comes.
+
+`run` owns every task; `connection` makes the handler of one incoming `runtime.rpc.Channel`. Sessions outlive connections from the
+cut on; before it the end of the source's connection, or its silence, undoes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from typing import Any, TypeVar, assert_never
+
+from architect.errors import ArchitectError, ConflictError, IncompatibleError, InternalError, NotFoundError, PeerError
+from architect.migration.compatibility import check_target
+from architect.migration.handover_plan import HandoverLimits
+from architect.migration.target_engine import TargetStep
+from architect.migration.target_ports import TargetHostPort, TargetPorts
+from architect.migration.target_session import SessionSetting, TargetSession
+from architect.model.ids import HostName, MigrationId
+from architect.runtime.clock import Clock, Entropy
+from architect.runtime.rpc import Call
+from architect.wire.agent_messages import HostFacts
+from architect.wire.framing import PROTOCOL_VERSION
+from architect.wire.migration_messages import (
+    Abort,
+    Accepted,
+    Alive,
+    AskStatus,
+    AwaitFilled,
+    BasePart,
+    Cut,
+    Hold,
+    LogPart,
+    PeerHello,
+    PeerWelcome,
+    Prepare,
+    Prepared,
+    Release,
+    Start,
+    Started,
+    TargetRequest,
+)
+
+SESSIONS_KEPT_MAX = 128
+ResultT = TypeVar("ResultT")
+
+
+class HandoverTarget:
+    """All handovers that come to this host.
+
+    :param facts: what this host is; its name goes into ownership records.
+    """
+
+    def __init__(
+        self, facts: HostFacts, agent: TargetHostPort, clock: Clock, entropy: Entropy, limits: HandoverLimits | None = None
+    ) -> None:
+        self.facts = facts
+        self._agent = agent
+        self._clock = clock
+        self._entropy = entropy
+        self._limits = limits if limits is not None else HandoverLimits()
+        self._sessions: dict[MigrationId, TargetSession] = {}
+        self._group: asyncio.TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Own the sessions' tasks until cancelled; gives up sessions whose source has fallen silent."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            while True:
+                await self._clock.sleep(self._limits.silence_max_s / 4)
+                for session in list(self._sessions.values()):
+                    if session.silent_s > self._limits.silence_max_s:
+                        self.give_up(session, "the source has fallen silent")
+
+    def connection(self, peer_host: HostName) -> TargetConnection:
+        """The handler for a connection from that host's agent (the name in its certificate)."""
+        return TargetConnection(self, peer_host)
+
+    async def recover(self, request: Prepare, ports: TargetPorts) -> None:
+        """Take up a machine that was found halted, or filling, after the agent's restart; returns when it runs or is gone.
+
+        :param request: as `TargetHostPort.reserve` got it.
+        """
+        session = TargetSession(request, self._setting(ports, recovers=True))
+        self._sessions[request.migration] = session
+        self._spawn(session.recover())
+        await session.wait_claimed()
+
+    async def prepare(self, request: Prepare) -> Prepared:
+        """Check, reserve, and open a session.
+
+        Raises:
+            IncompatibleError, CapacityError, ConflictError: the VM cannot come here, by name.
+        """
+        check_target(request.spec, request.source, self.facts)
+        await self._clear_the_way(request)
+        ports = await self._agent.reserve(request)
+        self._sessions[request.migration] = TargetSession(request, self._setting(ports))
+        base = request.spec.base
+        present = await ports.bases.present_bytes(base.digest, base.size_bytes)
+        return Prepared(present, self.facts.address)
+
+    def session(self, migration: MigrationId) -> TargetSession:
+        """The session of a handover.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        session = self._sessions.get(migration)
+        if session is None:
+            raise NotFoundError(f"handover {migration}", f"is not known at host {self.facts.name}", "start it anew")
+        return session
+
+    def give_up(self, session: TargetSession, reason: str) -> None:
+        """Undo the session, unless its cut has arrived."""
+        if session.state.step in (TargetStep.RESERVED, TargetStep.STARTED):
+            self._spawn(session.abort(reason))
+
+    def take_over(self, session: TargetSession) -> None:
+        """Begin the takeover: the session's cut has arrived."""
+        self._spawn(session.take_over())
+
+    async def finish(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+        """Do `work` as a task of this service: it ends even if the asker goes."""
+        return await asyncio.shield(self._spawn(work))
+
+    def _setting(self, ports: TargetPorts, recovers: bool = False) -> SessionSetting:
+        writer = self._entropy.random_bytes(16).hex()
+        host, address = self.facts.name, self.facts.address
+        return SessionSetting(host, address, ports, self._agent, self._clock, self._limits, writer, recovers)
+
+    async def _clear_the_way(self, request: Prepare) -> None:
+        """End an earlier attempt at this VM whose source has died; refuse while one may still take over."""
+        for migration, session in list(self._sessions.items()):
+            if session.state.step.is_terminal:
+                if migration == request.migration or len(self._sessions) > SESSIONS_KEPT_MAX:
+                    del self._sessions[migration]
+            elif session.request.spec.id == request.spec.id:
+                if session.state.step not in (TargetStep.RESERVED, TargetStep.STARTED):
+                    thing = f"vm {request.spec.id}"
+                    raise ConflictError(thing, f"is being taken over here by handover {migration}", "wait for its end")
+                await session.abort(f"handover {request.migration} takes its place")
+
+    def _spawn(self, work: Coroutine[Any, Any, ResultT]) -> asyncio.Task[ResultT]:
+        assert self._group is not None, "run() owns the tasks"
+        return self._group.create_task(work)
+
+
+class TargetConnection:
+    """One connection of a source agent: agrees on the version, then serves handovers."""
+
+    def __init__(self, target: HandoverTarget, peer_host: HostName) -> None:
+        self._target = target
+        self._peer_host = peer_host
+        self._is_welcome = False
+        self._has_ended = False
+        self._opened: list[MigrationId] = []
+
+    async def handle(self, message: Any, body: bytes, call: Call | None) -> Any:
+        """Serve one request (a `runtime.rpc` handler)."""
+        if isinstance(message, PeerHello):
+            return self._welcome(message)
+        if not self._is_welcome:
+            raise PeerError(f"host {self._peer_host}", "spoke before PeerHello", "check that it is an Architect of this version")
+        outcome = await self._target.finish(self._outcome(message, body))
+        if isinstance(outcome, ArchitectError):
+            raise outcome
+        return outcome
+
+    def ended(self) -> None:
+        """The connection has ended: what has not been cut over is undone."""
+        self._has_ended = True
+        for migration in self._opened:
+            self._undo(migration)
+
+    def _welcome(self, hello: PeerHello) -> PeerWelcome:
+        if hello.version != PROTOCOL_VERSION:
+            cause = f"speaks version {hello.version} of the migration protocol, this host {PROTOCOL_VERSION}"
+            raise IncompatibleError(f"host {hello.host}", cause, "run the same version on both hosts")
+        if hello.host != self._peer_host:
+            raise PeerError(f"host {self._peer_host}", f"says that it is {hello.host}", "check its certificate")
+        self._is_welcome = True
+        return PeerWelcome(PROTOCOL_VERSION, self._target.facts.name)
+
+    async def _outcome(self, message: TargetRequest, body: bytes) -> Any:
+        """The answer, or the error as a value: a task of the service never raises, or it would take the others with it."""
+        try:
+            return await self._serve(message, body)
+        except ArchitectError as error:
+            return error
+        except Exception as error:  # a defect must not end other VMs' handovers
+            return InternalError(f"handover {message.migration}", f"{type(error).__name__}: {error}", "report this as a defect")
+
+    async def _serve(self, message: TargetRequest, body: bytes) -> Any:
+        if isinstance(message, Prepare):
+            return await self._prepare(message)
+        session = self._target.session(message.migration)
+        if session.request.source.name != self._peer_host:
+            raise PeerError(f"host {self._peer_host}", f"is not the source of handover {message.migration}", "check who sends this")
+        session.heard()
+        match message:
+            case BasePart():
+                await session.base_part(message.offset, body)
+            case Start():
+                listener = await session.start()
+                return Started(listener.address, listener.port, listener.server_name)
+            case LogPart():
+                await session.log_part(message.offset, body)
+            case Alive():
+                pass
+            case Hold():
+                await session.hold()
+            case Cut():
+                return await self._cut(session, message, body)
+            case AwaitFilled():
+                await session.wait_ended()
+                return session.status()
+            case Release():
+                await session.release()
+            case Abort():
+                await session.abort(message.reason)
+                return session.status()
+            case AskStatus():
+                return session.status()
+            case _:
+                assert_never(message)
+        return Accepted()
+
+    async def _prepare(self, message: Prepare) -> Prepared:
+        if message.source.name != self._peer_host:
+            raise PeerError(f"host {self._peer_host}", f"says that it is {message.source.name}", "check its certificate")
+        self._opened.append(message.migration)
+        prepared = await self._target.prepare(message)
+        if self._has_ended:
+            self._undo(message.migration)
+        return prepared
+
+    async def _cut(self, session: TargetSession, message: Cut, body: bytes) -> Any:
+        await session.accept_cut(message, body)
+        self._target.take_over(session)
+        return await session.committed()
+
+    def _undo(self, migration: MigrationId) -> None:
+        with contextlib.suppress(NotFoundError):
+            self._target.give_up(self._target.session(migration), "the source's connection has ended")

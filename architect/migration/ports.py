@@ -1,0 +1,105 @@
+"""What both sides of a handover need from outside (`source_ports`, `target_ports`: what only one needs).
+
+The agent package implements them over QEMU, the memory process, the host's network, the edge and the ownership log; the simulator
+implements them over a virtual machine room. Rules for every adapter:
+
+- Failures are `ArchitectError`s. The callers bound every wait and cancel what is late: a cancelled call leaves the thing usable.
+- Everything that undoes (`resume`, `cancel_mirror`, `set_local`, `abort_*`, `destroy`, `withdraw_*`) may be called when there is
+  nothing to undo, and repeatedly.
+- What runs outside the agent (QEMU, memory process, edge, store) may still carry out a call whose caller has died.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from architect.model.ids import VmId
+from architect.model.ownership import OwnershipRecord
+
+
+class OwnershipPort(Protocol):
+    """The log of create-only ownership records."""
+
+    async def create(self, record: OwnershipRecord) -> OwnershipRecord:
+        """The record that exists for that VM and term: ours if its `writer` is equal.
+
+        Raises:
+            ArchitectError: it is not known whether the record exists. Creating the same record again is safe.
+        """
+        ...
+
+    async def latest(self, vm: VmId) -> OwnershipRecord | None:
+        """The record with the highest term."""
+        ...
+
+    async def read(self, vm: VmId, term: int) -> OwnershipRecord | None:
+        """The record of that term."""
+        ...
+
+
+class EdgePort(Protocol):
+    """The VM at its edge."""
+
+    async def steer(self, term: int, host: str, previous: str) -> None:
+        """Packets go to the underlay address `host`; still accept some from `previous` ("": from nobody else)."""
+        ...
+
+    async def settle(self) -> None:
+        """Wait until what was on its way to the previous host has arrived there (from the measured round trip)."""
+        ...
+
+
+class LogPort(Protocol):
+    """The VM's output so far, which moves with it."""
+
+    async def size(self) -> int:
+        """Bytes that exist."""
+        ...
+
+    async def read(self, offset: int, count: int) -> bytes:
+        """At most `count` bytes from `offset`."""
+        ...
+
+    async def append(self, offset: int, data: bytes) -> None:
+        """Store `data` at `offset`; repeats are harmless."""
+        ...
+
+
+class BasePort(Protocol):
+    """Base disks by content hash."""
+
+    async def present_bytes(self, digest: str, size_bytes: int) -> int:
+        """How much of the base this host has, from its start; all of it only if it is complete and checked."""
+        ...
+
+    async def read(self, digest: str, offset: int, count: int) -> bytes:
+        """At most `count` bytes from `offset`."""
+        ...
+
+    async def write(self, digest: str, size_bytes: int, offset: int, data: bytes) -> None:
+        """Store a part, in order; with the last one the whole is checked, and a wrong one is deleted and raises PeerError."""
+        ...
+
+
+class PeerPort(Protocol):
+    """A connection to the other agent (`runtime.rpc.Channel`)."""
+
+    async def call_with_body(self, value: Any, body: bytes | memoryview = b"", *, timeout_s: float | None) -> tuple[Any, bytes]:
+        """Ask and wait for the answer."""
+        ...
+
+    async def run(self) -> None:
+        """Serve until the connection ends."""
+        ...
+
+    def close(self) -> None:
+        """End the connection."""
+        ...
+
+
+class DialPort(Protocol):
+    """Opens connections to the target's agent; `run` and `close` belong to the caller."""
+
+    async def dial(self) -> PeerPort:
+        """A new connection. Raises UnavailableError."""
+        ...

@@ -1,0 +1,305 @@
+"""What the source's actions do: each calls ports or the peer, bounded in time, and returns the event that decides, if any."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from architect.errors import ArchitectError, HandoverError, LostError, UnavailableError
+from architect.migration.found_vm import abort_record
+from architect.migration.handover_plan import HandoverPlan, MemoryCut, MirrorProgress, RoundStats
+from architect.migration.handover_report import HandoverFigures
+from architect.migration.peer_link import PeerLink
+from architect.migration.source_engine import BaseMissing, Measured, RecordKnown, SourceEvent, SourceState, TargetIs, may_resume
+from architect.migration.source_ports import SourcePorts
+from architect.migration.source_steps import Action, Effect
+from architect.model.handover_state import HandoverState, MigrationMode
+from architect.runtime.clock import Clock
+from architect.wire.framing import BODY_BYTES_MAX
+from architect.wire.migration_messages import (
+    Abort,
+    Accepted,
+    AskStatus,
+    AwaitFilled,
+    BasePart,
+    Committed,
+    Cut,
+    Hold,
+    LogPart,
+    Prepare,
+    Prepared,
+    Release,
+    Start,
+    Started,
+    TargetStatus,
+)
+
+MIRROR_TUNNEL = "mirror"
+POSTCOPY_TUNNEL = "postcopy"
+
+
+class SourceActions:
+    """Performs the actions of one handover, and keeps what passes from one to the next."""
+
+    def __init__(
+        self, plan: HandoverPlan, ports: SourcePorts, link: PeerLink, clock: Clock, figures: HandoverFigures, writer: str
+    ) -> None:
+        self._plan = plan
+        self._ports = ports
+        self._link = link
+        self._clock = clock
+        self._figures = figures
+        self._writer = writer
+        self._target_address = plan.target.address
+        self._base_bytes = 0
+        self._started: Started | None = None
+        self._mirror: MirrorProgress | None = None
+        self._log_sent = 0
+        self._device_state = b""
+        self._cut: MemoryCut | None = None
+        self._full_hash = ""
+        self._table = self._make_table()
+
+    async def perform(self, action: Action, state: SourceState) -> SourceEvent | None:
+        """Perform one action; None means that it simply succeeded.
+
+        Raises:
+            ArchitectError: it failed or was late.
+        """
+        bound_s = self._bound_s(action)
+        try:
+            async with asyncio.timeout(bound_s):
+                return await self._table[action](state)
+        except TimeoutError as error:
+            cause = f"{action.value} took longer than {bound_s:g} s"
+            raise UnavailableError(f"vm {self._plan.vm}", cause, "try the move again, or to another host") from error
+
+    def _bound_s(self, action: Action) -> float:
+        limits = self._plan.limits
+        match action:
+            case Action.SEND_BASE | Action.BULK | Action.ROUND | Action.SEND_LOG:
+                return limits.transfer_timeout_s
+            case Action.START_TARGET:
+                return limits.start_timeout_s + 1.0
+            case Action.SERVE_MEMORY | Action.AWAIT_FILLED:
+                return limits.fill_timeout_s
+            case Action.SEND_CUT:
+                return limits.commit_timeout_s + self._verify_bound_s() + 2.0
+            case Action.FULL_HASH:
+                return limits.machine_timeout_s + self._verify_bound_s()
+            case Action.WRITE_ABORT:
+                return limits.record_timeout_s
+            case Action.HOOK_SUSPEND | Action.HOOK_RESUME | Action.SYNC_CLOCK:
+                return limits.hook_timeout_s
+            case _:
+                return max(limits.machine_timeout_s, limits.call_timeout_s * 2)
+
+    def _verify_bound_s(self) -> float:
+        return self._plan.spec.machine.memory_bytes / self._plan.limits.verify_bytes_per_s if self._plan.verify else 0.0
+
+    def _make_table(self) -> dict[Action, Callable[[SourceState], Awaitable[SourceEvent | None]]]:
+        machine, memory, flows = self._ports.machine, self._ports.memory, self._ports.flows
+        limits = self._plan.limits
+        table: dict[Action, Callable[[SourceState], Awaitable[SourceEvent | None]]] = {
+            Action.CONNECT: lambda _: self._link.connect(),
+            Action.PREPARE: self._prepare,
+            Action.SEND_BASE: self._send_base,
+            Action.START_TARGET: self._start_target,
+            Action.OPEN_MEMORY: self._open_memory,
+            Action.BULK: self._bulk,
+            Action.START_MIRROR: self._start_mirror,
+            Action.SEND_LOG: self._send_log,
+            Action.ROUND: self._round,
+            Action.POLL_MIRROR: self._poll_mirror,
+            Action.HOOK_SUSPEND: lambda _: machine.run_hook("before-suspend"),
+            Action.HOLD: lambda _: self._accepted(Hold(self._plan.migration)),
+            Action.STEER: self._steer,
+            Action.SETTLE: lambda _: self._ports.edge.settle(),
+            Action.FORWARD: lambda _: flows.set_forward(self._target_address),
+            Action.DRAIN: lambda _: flows.wait_drained(limits.drain_timeout_s),
+            Action.PAUSE: self._pause,
+            Action.SAVE_MACHINE: self._save_machine,
+            Action.CUT_MEMORY: self._cut_memory,
+            Action.FULL_HASH: self._hash_memory,
+            Action.SEND_CUT: self._send_cut,
+            Action.WRITE_ABORT: self._write_abort,
+            Action.WAIT_QUIET: lambda _: flows.wait_quiet(limits.quiet_timeout_s),
+            Action.SERVE_MEMORY: lambda _: memory.serve_until_done(),
+            Action.AWAIT_FILLED: lambda _: self._status(AwaitFilled(self._plan.migration), limits.fill_timeout_s),
+            Action.ASK_STATUS: self._ask_status,
+            Action.RELEASE: self._release,
+            Action.DESTROY: lambda _: machine.destroy(),
+            Action.SET_LOCAL: lambda _: flows.set_local(),
+            Action.RESUME: self._resume,
+            Action.SYNC_CLOCK: lambda _: machine.sync_clock(),
+            Action.HOOK_RESUME: lambda _: machine.run_hook("after-resume"),
+            Action.STEER_BACK: self._steer_back,
+            Action.ABORT_TARGET: self._abort_target,
+            Action.CANCEL_MIRROR: lambda _: machine.cancel_mirror(),
+            Action.WITHDRAW_EXPORT: lambda _: machine.withdraw_disk_export(),
+            Action.ABORT_MEMORY: lambda _: memory.abort_source(),
+        }
+        assert set(table) == set(Action)
+        return table
+
+    async def _accepted(self, value: Hold | Release) -> None:
+        await self._link.ask(value, Accepted)
+
+    async def _prepare(self, _: SourceState) -> SourceEvent | None:
+        plan = self._plan
+        question = Prepare(plan.migration, plan.spec, plan.term, plan.source, plan.mode, plan.verify, plan.limits.memory_streams)
+        prepared = await self._link.ask(question, Prepared, timeout_s=plan.limits.machine_timeout_s)
+        self._target_address = prepared.address
+        self._base_bytes = prepared.base_bytes
+        return BaseMissing() if prepared.base_bytes < plan.spec.base.size_bytes else None
+
+    async def _send_base(self, _: SourceState) -> None:
+        base, offset = self._plan.spec.base, self._base_bytes
+        while offset < base.size_bytes:
+            data = await self._ports.bases.read(base.digest, offset, self._plan.limits.part_bytes)
+            if not data:
+                raise HandoverError(f"base disk {base.digest[:12]}", f"ends at {offset} bytes here", "move the VM once it is whole")
+            await self._link.ask(BasePart(self._plan.migration, offset), Accepted, data)
+            offset += len(data)
+            self._figures.other_bytes += len(data)
+
+    async def _start_target(self, _: SourceState) -> None:
+        timeout_s = self._plan.limits.start_timeout_s
+        self._started = await self._link.ask(Start(self._plan.migration), Started, timeout_s=timeout_s)
+
+    async def _open_memory(self, _: SourceState) -> None:
+        started = self._started
+        assert started is not None
+        await self._ports.memory.open_source(
+            self._plan.migration, started.memory_address, started.memory_port, started.server_name, self._plan.limits.memory_streams
+        )
+
+    async def _bulk(self, _: SourceState) -> SourceEvent:
+        plan, begin_s = self._plan, self._clock.monotonic_s()
+        limit_s = None
+        if plan.deadline_at_s is not None:
+            share = 1.0 if plan.mode is MigrationMode.PRECOPY else plan.limits.bulk_share_of_notice
+            limit_s = max((plan.deadline_at_s - begin_s) * share - plan.limits.notice_margin_s * share, 0.0)
+        try:
+            async with asyncio.timeout(limit_s):
+                stats = await self._ports.memory.bulk()
+        except TimeoutError:
+            progress = await self._ports.memory.progress()
+            duration_s = self._clock.monotonic_s() - begin_s
+            stats = RoundStats(0, progress.bytes_sent, duration_s, progress.pages_left)
+            return self._measured(stats, is_overdue=True)
+        return self._measured(stats)
+
+    async def _round(self, _: SourceState) -> SourceEvent:
+        return self._measured(await self._ports.memory.round())
+
+    def _measured(self, stats: RoundStats, is_overdue: bool = False) -> Measured:
+        self._figures.memory_bytes += stats.bytes
+        self._figures.pages_left = stats.dirty_after
+        return Measured(stats, self._mirror, is_overdue)
+
+    async def _start_mirror(self, state: SourceState) -> None:
+        path = await self._ports.memory.tunnel_listen(MIRROR_TUNNEL)
+        await self._ports.machine.start_mirror(path)
+        await self._poll_mirror(state)
+
+    async def _poll_mirror(self, _: SourceState) -> None:
+        self._mirror = await self._ports.machine.mirror_progress()
+        self._figures.disk_bytes = self._mirror.done_bytes
+
+    def latest_mirror(self) -> MirrorProgress | None:
+        """The mirror as it was last seen."""
+        return self._mirror
+
+    async def _send_log(self, _: SourceState) -> None:
+        await self._send_log_until(0)
+
+    async def _send_log_until(self, left_bytes: int) -> None:
+        """Send the VM's output until at most `left_bytes` of what exists now are left."""
+        size = await self._ports.log.size()
+        while size - self._log_sent > left_bytes:
+            data = await self._ports.log.read(self._log_sent, self._plan.limits.part_bytes)
+            if not data:
+                return
+            await self._link.ask(LogPart(self._plan.migration, self._log_sent), Accepted, data)
+            self._log_sent += len(data)
+            self._figures.other_bytes += len(data)
+
+    async def _steer(self, _: SourceState) -> None:
+        await self._ports.edge.steer(self._plan.term, self._target_address, self._plan.source.address)
+
+    async def _pause(self, _: SourceState) -> None:
+        self._figures.stop_asked_at_s = self._clock.monotonic_s()
+        self._figures.stop_time_s = await self._ports.machine.pause()
+
+    async def _save_machine(self, state: SourceState) -> None:
+        machine, memory = self._ports.machine, self._ports.memory
+        if state.decision.disk_postcopy:
+            await machine.cancel_mirror()
+            await memory.tunnel_connect(POSTCOPY_TUNNEL, await machine.export_disk_for_postcopy())
+        else:
+            await machine.finish_mirror()
+        self._device_state = await machine.save_device_state()
+
+    async def _cut_memory(self, state: SourceState) -> None:
+        self._cut = await self._ports.memory.cut(state.decision.postcopy)
+        self._figures.memory_bytes = max(self._figures.memory_bytes, self._cut.bytes_sent)
+        self._figures.pages_left = self._cut.pages_missing
+
+    async def _hash_memory(self, _: SourceState) -> None:
+        begin_s = self._clock.monotonic_s()
+        self._full_hash = await self._ports.memory.full_hash()
+        self._figures.verify_s += self._clock.monotonic_s() - begin_s
+
+    async def _send_cut(self, state: SourceState) -> None:
+        plan, cut, device_state = self._plan, self._cut, self._device_state
+        assert cut is not None and Effect.PAUSED in state.effects
+        await self._send_log_until(plan.limits.part_bytes)
+        tail = await self._ports.log.read(self._log_sent, plan.limits.part_bytes)
+        if len(device_state) + len(tail) > BODY_BYTES_MAX:
+            raise HandoverError(f"vm {plan.vm}", f"its device state has {len(device_state)} bytes", "report this as a defect")
+        question = Cut(
+            plan.migration, cut.root, len(device_state), self._log_sent, state.decision.postcopy, state.decision.disk_postcopy,
+            self._full_hash,
+        )  # fmt: skip
+        timeout_s = plan.limits.commit_timeout_s + self._verify_bound_s()
+        asked_at_s = self._clock.monotonic_s()
+        answer = await self._link.ask(question, Committed, device_state + tail, timeout_s)
+        self._figures.other_bytes += len(device_state) + len(tail)
+        self._figures.committed(answer, asked_at_s, bool(self._full_hash))
+
+    async def _write_abort(self, _: SourceState) -> SourceEvent:
+        plan = self._plan
+        record = abort_record(plan.vm, plan.term + 1, plan.host, self._writer, plan.migration)
+        return RecordKnown(await self._ports.ownership.create(record))
+
+    async def _status(self, question: AwaitFilled | AskStatus, timeout_s: float) -> SourceEvent:
+        status = await self._link.ask(question, TargetStatus, timeout_s=timeout_s)
+        if status.state is HandoverState.FAILED:
+            # It says that nothing of the VM is there, and yet its record exists.
+            raise LostError(f"vm {self._plan.vm}", status.reason, "see the events of the target host")
+        return TargetIs(status.state, status.reason)
+
+    async def _ask_status(self, _: SourceState) -> SourceEvent:
+        await self._link.connect()
+        return await self._status(AskStatus(self._plan.migration), self._plan.limits.call_timeout_s)
+
+    async def _release(self, _: SourceState) -> None:
+        await self._link.connect()
+        await self._accepted(Release(self._plan.migration))
+
+    async def _resume(self, state: SourceState) -> None:
+        assert may_resume(state), "no resume at the source without a record that keeps the VM here"
+        await self._ports.machine.resume()
+
+    async def _steer_back(self, state: SourceState) -> None:
+        term = state.record.term if state.record is not None else self._plan.term
+        await self._ports.edge.steer(term, self._plan.source.address, self._target_address)
+
+    async def _abort_target(self, state: SourceState) -> None:
+        try:
+            await self._link.connect()
+            await self._link.ask(Abort(self._plan.migration, state.reason), TargetStatus)
+        except ArchitectError as error:
+            if error.code != "not-found":
+                raise

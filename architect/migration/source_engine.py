@@ -1,0 +1,329 @@
+"""The source of a handover as a pure state machine: state and event in, state out; `actions_of` says what to perform.
+
+What must always hold, and is asserted here:
+
+- Once the cut may have left this agent, the machine is resumed here only with a record for `term + 1` that names this host.
+- Before that, the target has no device state and cannot commit: a failure undoes and resumes at once.
+- Once the record names the other host, nothing is undone any more: the move is finished, or the VM is lost.
+- Whatever was begun is undone on failure (`source_steps.UNDO`), and no failed undo stops the ones after it.
+
+The driver calls `actions_of`, `begun`, performs, and gives the outcome to `advance`.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import msgspec
+
+from architect.errors import HandoverError, LostError
+from architect.migration.cut_plan import CutDecision, CutFacts, CutVerdict, plan_cut
+from architect.migration.handover_plan import HandoverPlan, MirrorProgress, RoundStats
+from architect.migration.source_steps import (
+    ACTIONS,
+    EFFECT_OF,
+    HANDOVER_STATE,
+    INSISTED,
+    ORDER,
+    UNDO,
+    Action,
+    Effect,
+    SourceStep,
+)
+from architect.model.handover_state import HandoverState, MigrationMode
+from architect.model.ownership import OwnershipRecord, RecordKind
+
+ROUNDS_KEPT_MAX = 64
+
+
+class SourceState(msgspec.Struct, frozen=True):
+    """Where the source stands, and the facts that its next decision needs.
+
+    `record` is the one that exists for `term + 1`, once it is known; `reason` says why the move failed.
+    """
+
+    plan: HandoverPlan
+    step: SourceStep = SourceStep.CONNECT
+    effects: frozenset[Effect] = frozenset()
+    rounds: tuple[RoundStats, ...] = ()
+    round_count: int = 0
+    mirror: MirrorProgress | None = None
+    mirror_started_at_s: float = 0.0
+    decision: CutDecision = CutDecision(CutVerdict.ROUND)
+    undo: tuple[Action, ...] = ()
+    attempts: int = 0
+    asking_since_s: float | None = None
+    record: OwnershipRecord | None = None
+    outside: HandoverState = HandoverState.PREPARING
+    reason: str = ""
+    code: str = ""
+
+    @property
+    def is_postcopy(self) -> bool:
+        """Whether something is still missing at the target after the commit."""
+        return self.decision.postcopy or self.decision.disk_postcopy
+
+
+class Performed(msgspec.Struct, frozen=True):
+    """The step's actions have succeeded."""
+
+
+class BaseMissing(msgspec.Struct, frozen=True):
+    """PREPARE has succeeded, and the target lacks (a part of) the base disk."""
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """BULK, ROUND or DRAIN has succeeded. `is_overdue`: the bulk copy was cut short by the notice."""
+
+    stats: RoundStats
+    mirror: MirrorProgress | None
+    is_overdue: bool = False
+
+
+class RecordKnown(msgspec.Struct, frozen=True):
+    """This record exists for `term + 1`."""
+
+    record: OwnershipRecord
+
+
+class TargetIs(msgspec.Struct, frozen=True):
+    """The target has said how it stands after the commit."""
+
+    state: HandoverState
+    reason: str
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """An action has failed, or was late; `code` is its error's."""
+
+    code: str
+    reason: str
+
+
+SourceEvent = Performed | BaseMissing | Measured | RecordKnown | TargetIs | Failed
+
+
+def actions_of(state: SourceState) -> tuple[Action, ...]:
+    """What to perform now, side by side."""
+    step, decision = state.step, state.decision
+    if step is SourceStep.UNDO:
+        action = state.undo[0]
+        if action is Action.RESUME:
+            assert may_resume(state), "no resume at the source without a record that keeps the VM here"
+        return (action,)
+    skipped: set[Action] = set()
+    if _skips_copy(state):
+        skipped |= {Action.BULK, Action.START_MIRROR, Action.POLL_MIRROR}
+    if step in (SourceStep.DRAIN, SourceStep.LAST_ROUND) and decision.postcopy:
+        skipped.add(Action.ROUND)
+    return tuple(action for action in ACTIONS[step] if action not in skipped)
+
+
+def delay_s_of(state: SourceState) -> float:
+    """How long to wait before performing: between polls, and longer with every attempt."""
+    limits = state.plan.limits
+    if state.step is SourceStep.WAIT:
+        return limits.poll_interval_s
+    if state.step is SourceStep.ASK or state.attempts:
+        return min(limits.back_off_s * 2.0 ** min(state.attempts, 16), limits.back_off_max_s)
+    return 0.0
+
+
+def begun(state: SourceState, now_s: float) -> SourceState:
+    """The state once the step's actions may have had effects."""
+    actions = actions_of(state) if state.step is not SourceStep.UNDO else ()
+    effects = {EFFECT_OF[action] for action in actions if action in EFFECT_OF}
+    started_at_s = now_s if Action.START_MIRROR in actions else state.mirror_started_at_s
+    return msgspec.structs.replace(state, effects=state.effects | effects, mirror_started_at_s=started_at_s)
+
+
+def may_resume(state: SourceState) -> bool:
+    """Whether the machine may run here again."""
+    if Effect.CUT_SENT not in state.effects:
+        return True
+    record = state.record
+    return record is not None and record.kind is not RecordKind.END and record.host == state.plan.host
+
+
+def advance(state: SourceState, event: SourceEvent, now_s: float) -> SourceState:
+    """The state after `event`. Pure."""
+    assert not state.step.is_terminal, state.step
+    if state.step is SourceStep.UNDO:
+        return _after_undo(state, event)
+    match event:
+        case Failed():
+            return _after_failure(state, event, now_s)
+        case RecordKnown(record):
+            return _after_record(state, record)
+        case BaseMissing():
+            assert state.step is SourceStep.PREPARE
+            return _to(state, SourceStep.SEND_BASE)
+        case Measured():
+            return _after_measure(state, event, now_s)
+        case TargetIs():
+            return _after_status(state, event, now_s)
+        case Performed():
+            return _after_success(state, now_s)
+        case _:
+            assert_never(event)
+
+
+def recovered(plan: HandoverPlan, *, is_running: bool, is_serving: bool, record: OwnershipRecord | None) -> SourceState:
+    """The state in which a restarted agent takes up a handover that its predecessor had begun.
+
+    Whatever may have been begun counts as begun. A machine found running had not been stopped, or had been resumed: everything is
+    undone. One found paused may have been handed over: the record is resolved first, exactly as after a lost answer.
+
+    :param record: the VM's newest record, if its term is higher than the plan's.
+    """
+    everything = frozenset(Effect) if not is_running else frozenset(Effect) - {Effect.PAUSED, Effect.CUT_SENT}
+    state = SourceState(
+        plan,
+        effects=everything,
+        decision=CutDecision(CutVerdict.CUT, postcopy=is_serving),
+        record=record,
+        outside=HandoverState.SWITCHOVER,
+        reason="the source's agent was restarted",
+        code=HandoverError.code,
+    )
+    if is_running:
+        return _undo(state, state.code, state.reason)
+    resolving = _to(state, SourceStep.RESOLVE)
+    return resolving if record is None else _after_record(resolving, record)
+
+
+def _after_success(state: SourceState, now_s: float) -> SourceState:
+    match state.step:
+        case SourceStep.PREPARE:
+            return _to(state, SourceStep.START_TARGET)
+        case SourceStep.BULK:
+            return _decide(state, now_s, is_overdue=False)
+        case SourceStep.CUT:
+            verifies = state.plan.verify and not state.decision.postcopy
+            return _to(state, SourceStep.VERIFY if verifies else SourceStep.COMMIT)
+        case SourceStep.COMMIT:
+            return _committed(state)
+        case SourceStep.DESTROY:
+            return _to(state, SourceStep.LOST if state.code else SourceStep.DONE)
+        case step:
+            return _to(state, ORDER[step])
+
+
+def _after_measure(state: SourceState, event: Measured, now_s: float) -> SourceState:
+    measured = msgspec.structs.replace(
+        state,
+        rounds=(*state.rounds, event.stats)[-ROUNDS_KEPT_MAX:],
+        round_count=state.round_count + 1,
+        mirror=event.mirror if event.mirror is not None else state.mirror,
+    )
+    if state.step in (SourceStep.DRAIN, SourceStep.LAST_ROUND):
+        return _to(measured, ORDER[state.step])
+    return _decide(measured, now_s, event.is_overdue)
+
+
+def _decide(state: SourceState, now_s: float, is_overdue: bool) -> SourceState:
+    plan, mirror = state.plan, state.mirror
+    mirrored_s = max(now_s - state.mirror_started_at_s, 1e-3)
+    facts = CutFacts(
+        mode=plan.mode,
+        rounds=state.rounds,
+        mirror=mirror,
+        disk_rate=mirror.done_bytes / mirrored_s if mirror is not None else 0.0,
+        remaining_s=None if plan.deadline_at_s is None else plan.deadline_at_s - now_s,
+        bulk_overdue=is_overdue,
+    )
+    decision = plan_cut(facts, plan.limits)
+    if plan.mode is MigrationMode.POSTCOPY and _skips_copy(state):
+        decision = msgspec.structs.replace(decision, disk_postcopy=True)
+    decided = msgspec.structs.replace(state, decision=decision)
+    match decision.verdict:
+        case CutVerdict.ROUND:
+            return _to(decided, SourceStep.ROUND)
+        case CutVerdict.WAIT:
+            return _to(decided, SourceStep.WAIT)
+        case CutVerdict.CUT:
+            return _to(decided, SourceStep.HOOK)
+        case CutVerdict.REFUSE:
+            return _undo(decided, HandoverError.code, decision.reason)
+        case verdict:
+            assert_never(verdict)
+
+
+def _after_failure(state: SourceState, event: Failed, now_s: float) -> SourceState:
+    match state.step:
+        case SourceStep.COMMIT:
+            failed = msgspec.structs.replace(state, code=event.code, reason=event.reason)
+            return _to(failed, SourceStep.RESOLVE)
+        case SourceStep.RESOLVE:
+            return msgspec.structs.replace(state, attempts=state.attempts + 1)
+        case SourceStep.DESTROY:
+            if state.attempts + 1 < state.plan.limits.insist_attempts_max:
+                return msgspec.structs.replace(state, attempts=state.attempts + 1)
+            left = msgspec.structs.replace(state, reason=f"{state.reason}; the source's copy was not deleted: {event.reason}")
+            return _to(left, SourceStep.LOST if state.code else SourceStep.DONE)
+        case SourceStep.SERVE:
+            return _to(msgspec.structs.replace(state, asking_since_s=now_s, reason=event.reason), SourceStep.ASK)
+        case SourceStep.ASK:
+            assert state.asking_since_s is not None
+            if now_s - state.asking_since_s < state.plan.limits.status_hold_s:
+                return msgspec.structs.replace(state, attempts=state.attempts + 1)
+            reason = f"no word from host {state.plan.target.name} since it took over ({state.reason}; {event.reason})"
+            return _to(msgspec.structs.replace(state, code=LostError.code, reason=reason), SourceStep.DESTROY)
+        case _:
+            return _undo(state, event.code, event.reason)
+
+
+def _after_record(state: SourceState, record: OwnershipRecord) -> SourceState:
+    assert state.step is SourceStep.RESOLVE, state.step
+    known = msgspec.structs.replace(state, record=record)
+    if record.kind is RecordKind.END:
+        return _to(msgspec.structs.replace(known, code=LostError.code, reason="the VM was ended"), SourceStep.DESTROY)
+    if record.host == state.plan.host:
+        return _undo(known, state.code, state.reason)
+    if state.code == LostError.code:
+        # The target has said so itself: it wrote the record, and then its machine did not run.
+        return _to(known, SourceStep.DESTROY)
+    return _committed(msgspec.structs.replace(known, code="", reason=""))
+
+
+def _committed(state: SourceState) -> SourceState:
+    return _to(state, SourceStep.SERVE if state.is_postcopy else SourceStep.QUIET)
+
+
+def _after_status(state: SourceState, event: TargetIs, now_s: float) -> SourceState:
+    assert state.step in (SourceStep.SERVE, SourceStep.ASK), state.step
+    if event.state is HandoverState.DONE:
+        return _to(msgspec.structs.replace(state, reason=""), SourceStep.RELEASE)
+    if event.state.is_terminal:
+        return _to(msgspec.structs.replace(state, code=LostError.code, reason=event.reason), SourceStep.DESTROY)
+    # It still fills, but a connection broke: serve on as long as asking may last.
+    return _to(state, SourceStep.SERVE) if state.step is SourceStep.ASK else _after_failure(state, Failed("peer", ""), now_s)
+
+
+def _undo(state: SourceState, code: str, reason: str) -> SourceState:
+    undo = tuple(action for effect, action in UNDO if effect in state.effects)
+    failed = msgspec.structs.replace(state, code=code, reason=reason, undo=undo)
+    return _to(failed, SourceStep.UNDO if undo else SourceStep.FAILED)
+
+
+def _after_undo(state: SourceState, event: SourceEvent) -> SourceState:
+    undone, reason, limits = state.undo[0], state.reason, state.plan.limits
+    if isinstance(event, Failed):
+        if undone in INSISTED and state.attempts + 1 < limits.insist_attempts_max:
+            return msgspec.structs.replace(state, attempts=state.attempts + 1)
+        reason = f"{reason}; and {undone.value}: {event.reason}"
+    rest = state.undo[1:]
+    left = msgspec.structs.replace(state, undo=rest, reason=reason)
+    return _to(left, SourceStep.UNDO if rest else SourceStep.FAILED)
+
+
+def _skips_copy(state: SourceState) -> bool:
+    """Post-copy from the start copies nothing before the cut, neither memory nor disk."""
+    return state.plan.mode is MigrationMode.POSTCOPY
+
+
+def _to(state: SourceState, step: SourceStep) -> SourceState:
+    outside = HANDOVER_STATE.get(step, state.outside)
+    if state.outside is HandoverState.POSTCOPY and outside is HandoverState.COMMITTED:
+        outside = HandoverState.POSTCOPY
+    return msgspec.structs.replace(state, step=step, attempts=0, outside=outside)

@@ -1,0 +1,180 @@
+"""What the source of a handover needs from outside: the VM's machine, memory process and packets here, and the host itself.
+
+The rules for adapters stand in `ports`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from architect.migration.handover_plan import HandoverPlan, MemoryCut, MemoryProgress, MirrorProgress, RoundStats
+from architect.migration.ports import BasePort, DialPort, EdgePort, LogPort, OwnershipPort
+from architect.model.ids import MigrationId
+from architect.wire.agent_messages import MigrateVm, MigrationReport
+
+
+class SourceMachinePort(Protocol):
+    """The machine that moves, at the source. Paths are unix sockets of NBD servers."""
+
+    async def run_hook(self, name: str) -> None:
+        """Run the guest's hook (`before-suspend`, `after-resume`); without one nothing happens."""
+        ...
+
+    async def sync_clock(self) -> None:
+        """Tell the guest the time after a pause."""
+        ...
+
+    async def start_mirror(self, path: str) -> None:
+        """Start copying the disk to the NBD server at `path`, and follow its writes."""
+        ...
+
+    async def mirror_progress(self) -> MirrorProgress:
+        """How far the mirror is."""
+        ...
+
+    async def finish_mirror(self) -> None:
+        """End the mirror, all writes flushed, no job left. The machine is stopped."""
+        ...
+
+    async def cancel_mirror(self) -> None:
+        """End the mirror whatever its state; the machine goes on with its own disk."""
+        ...
+
+    async def export_disk_for_postcopy(self) -> str:
+        """Serve the stopped machine's disk, read-only; returns the server's path."""
+        ...
+
+    async def withdraw_disk_export(self) -> None:
+        """Stop serving it."""
+        ...
+
+    async def pause(self) -> float:
+        """Stop the guest; returns when it stopped (seconds since 1970, from QEMU's STOP event)."""
+        ...
+
+    async def resume(self) -> None:
+        """Let the guest run again; a running one goes on."""
+        ...
+
+    async def save_device_state(self) -> bytes:
+        """The stopped machine's device state."""
+        ...
+
+    async def destroy(self) -> None:
+        """End the machine and delete all that this host has of it: QEMU, memory process, tap, tunnel, disk, files."""
+        ...
+
+
+class SourceMemoryPort(Protocol):
+    """The memory process of the VM that moves. Cancelling `serve_until_done` only stops waiting."""
+
+    async def open_source(self, session: MigrationId, address: str, port: int, server_name: str, streams: int) -> None:
+        """Connect to the target's memory process, and begin a dirty bitmap of this handover's own."""
+        ...
+
+    async def bulk(self) -> RoundStats:
+        """Send all memory once. Cancelled, it leaves the rest unsent, and the session usable."""
+        ...
+
+    async def round(self) -> RoundStats:
+        """Send what is dirty or unsent."""
+        ...
+
+    async def progress(self) -> MemoryProgress:
+        """How far it is; callable while `bulk` or `round` run."""
+        ...
+
+    async def cut(self, postcopy: bool) -> MemoryCut:
+        """The guest is stopped: send what is still dirty, or with `postcopy` only its list, and the root of it all."""
+        ...
+
+    async def full_hash(self) -> str:
+        """An independent hash of all memory of the stopped guest."""
+        ...
+
+    async def serve_until_done(self) -> None:
+        """Serve the target's page and block demands and push the rest, until the target has all. Idempotent; rejoins."""
+        ...
+
+    async def abort_source(self) -> None:
+        """End the session; what was dirty for it is forgotten."""
+        ...
+
+    async def is_serving(self) -> bool:
+        """Whether a post-copy session that is not done is open (asked by an agent that restarted)."""
+        ...
+
+    async def tunnel_listen(self, name: str) -> str:
+        """A unix socket here whose connections end at the other side's `tunnel_connect` of that name."""
+        ...
+
+    async def tunnel_connect(self, name: str, path: str) -> None:
+        """Connections of the other side's `tunnel_listen` of that name go to the unix socket `path`."""
+        ...
+
+
+class SourceFlowPort(Protocol):
+    """The VM's packets at the source host."""
+
+    async def set_forward(self, target_address: str) -> None:
+        """Packets that still arrive for the VM go on to the target host."""
+        ...
+
+    async def set_local(self) -> None:
+        """Packets for the VM go to its tap."""
+        ...
+
+    async def wait_drained(self, timeout_s: float) -> None:
+        """Until the running guest has taken all packets from its tap. Raises HostError when the time is over."""
+        ...
+
+    async def wait_quiet(self, timeout_s: float) -> None:
+        """Until nothing was forwarded for two round trips. Raises HostError when the time is over."""
+        ...
+
+
+class SourcePorts(msgspec.Struct, frozen=True):
+    """All that the source side of one handover uses."""
+
+    machine: SourceMachinePort
+    memory: SourceMemoryPort
+    flows: SourceFlowPort
+    edge: EdgePort
+    log: LogPort
+    bases: BasePort
+    ownership: OwnershipPort
+
+
+class Handover(msgspec.Struct, frozen=True):
+    """One handover as the source host opened it."""
+
+    plan: HandoverPlan
+    ports: SourcePorts
+    dial: DialPort
+
+
+class SourceHostPort(Protocol):
+    """The host that VMs move away from."""
+
+    async def open_handover(self, request: MigrateVm) -> Handover:
+        """The plan of this move, and the ports to VM and target. Changes nothing.
+
+        Raises:
+            NotFoundError: the VM is not here.
+            ConflictError: its state forbids a move now.
+        """
+        ...
+
+    def keep(self, plan: HandoverPlan) -> None:
+        """Remember that this move has begun, over the agent's death (`handover_source.recover` wants it back)."""
+        ...
+
+    def forget(self, plan: HandoverPlan) -> None:
+        """The move has ended."""
+        ...
+
+    def ended(self, report: MigrationReport, term: int, keeps: bool) -> None:
+        """The move has ended; `term` is the VM's newest known term; `keeps`: this host still owns the VM."""
+        ...

@@ -1,0 +1,155 @@
+"""What the target of a handover needs from outside: the VM's machine, memory process and packets here, and the host itself.
+
+The rules for adapters stand in `ports`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from architect.migration.ports import BasePort, EdgePort, LogPort, OwnershipPort
+from architect.model.ids import HostName, MigrationId, VmId
+from architect.model.vm_spec import VmSpec
+from architect.wire.migration_messages import Prepare
+
+
+class TargetMachinePort(Protocol):
+    """The machine that comes, at the target."""
+
+    async def start_incoming(self, spec: VmSpec) -> str:
+        """Make disk, tap and memory process, start QEMU halted and waiting; returns the path of the disk's NBD server."""
+        ...
+
+    async def stop_export(self) -> None:
+        """Stop the disk's NBD server: no write of the source can arrive any more."""
+        ...
+
+    async def attach_postcopy_disk(self, path: str) -> None:
+        """A fresh overlay backed by the NBD server at `path`, copying on read; the rest streams after the resume."""
+        ...
+
+    async def load_device_state(self, state: bytes) -> None:
+        """Load it; the guest stays halted."""
+        ...
+
+    async def resume(self) -> float:
+        """Let the guest run; returns since when (seconds since 1970, from QEMU's RESUME event). A running one goes on."""
+        ...
+
+    async def wait_disk_present(self) -> None:
+        """Until the whole disk is here (at once, but after `attach_postcopy_disk`). Raises LostError if it never will be."""
+        ...
+
+    async def run_hook(self, name: str) -> None:
+        """As at the source."""
+        ...
+
+    async def sync_clock(self) -> None:
+        """As at the source."""
+        ...
+
+    async def destroy(self) -> None:
+        """As at the source; gives the reservation back, too."""
+        ...
+
+
+class MemoryListener(msgspec.Struct, frozen=True):
+    """Where a target's memory process listens, and the name in its certificate."""
+
+    address: str
+    port: int
+    server_name: str
+
+
+class TargetMemoryPort(Protocol):
+    """The memory process of the VM that comes."""
+
+    async def open_target(self, session: MigrationId) -> MemoryListener:
+        """Listen for the source's memory process."""
+        ...
+
+    async def apply_cut(self, root: str, postcopy: bool) -> None:
+        """Everything that was sent is in place, and its root is `root`; with `postcopy` stale and missing pages are guarded.
+
+        Raises:
+            HandoverError: the roots differ, or the cut did not arrive.
+        """
+        ...
+
+    async def full_hash(self) -> str:
+        """An independent hash of all memory, before device state is loaded."""
+        ...
+
+    async def wait_all_present(self) -> None:
+        """Until no page is missing and the promised root is proved. Raises LostError if it never will be."""
+        ...
+
+    async def abort_target(self) -> None:
+        """End the session."""
+        ...
+
+    async def tunnel_listen(self, name: str) -> str:
+        """As at the source."""
+        ...
+
+    async def tunnel_connect(self, name: str, path: str) -> None:
+        """As at the source."""
+        ...
+
+
+class TargetFlowPort(Protocol):
+    """The VM's packets at the target host."""
+
+    async def hold(self) -> None:
+        """The tap is LOCAL: packets wait in it for the guest."""
+        ...
+
+    async def set_local(self) -> None:
+        """The guest runs: packets go to its tap (it was so since `hold`, unless the agent restarted)."""
+        ...
+
+    async def relay(self, source_address: str) -> None:
+        """Send what waits, and what still arrives, on to the source host, in order."""
+        ...
+
+
+class TargetPorts(msgspec.Struct, frozen=True):
+    """All that the target side of one handover uses."""
+
+    machine: TargetMachinePort
+    memory: TargetMemoryPort
+    flows: TargetFlowPort
+    edge: EdgePort
+    log: LogPort
+    bases: BasePort
+    ownership: OwnershipPort
+
+
+class TargetHostPort(Protocol):
+    """The host that takes VMs in."""
+
+    async def reserve(self, request: Prepare) -> TargetPorts:
+        """Keep room for the VM, and the ports to it. Nothing of it runs yet; `machine.destroy` gives the room back.
+
+        Raises:
+            CapacityError, ConflictError, IncompatibleError: it cannot come here, by name.
+        """
+        ...
+
+    def taken_over(self, migration: MigrationId, spec: VmSpec, term: int) -> None:
+        """The VM is this host's by record `term` and runs: supervise it."""
+        ...
+
+    def filled(self, vm: VmId) -> None:
+        """No page and no block is missing any more."""
+        ...
+
+    def lost(self, vm: VmId, reason: str) -> None:
+        """The VM was this host's and is gone."""
+        ...
+
+    def abandoned(self, vm: VmId, source: HostName, reason: str) -> None:
+        """The VM did not come; nothing of it is left here."""
+        ...

@@ -1,0 +1,345 @@
+"""The target of one handover: serves the source's requests for one VM, performs what the engine decides.
+
+Requests before the cut are served one at a time. The cut starts the takeover, a task of its own: neither the end of the
+connection nor a cancelled request can stop it between the ownership record and `cont`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from architect.errors import ArchitectError, ConflictError, HandoverError, InternalError, PeerError, UnavailableError, remote_error
+from architect.migration.found_vm import abort_record, run_record
+from architect.migration.handover_plan import HandoverLimits
+from architect.migration.target_engine import (
+    AbortAsked,
+    CutArrived,
+    Failed,
+    Held,
+    Performed,
+    RecordKnown,
+    Started,
+    TargetAction,
+    TargetEvent,
+    TargetState,
+    TargetStep,
+    actions_of,
+    advance,
+    delay_s_of,
+)
+from architect.migration.target_ports import MemoryListener, TargetHostPort, TargetPorts
+from architect.model.ids import HostName
+from architect.runtime.clock import Clock
+from architect.wire.migration_messages import Committed, Cut, Prepare, Spent, TargetStatus
+
+MIRROR_TUNNEL = "mirror"
+POSTCOPY_TUNNEL = "postcopy"
+STEER_ATTEMPTS_MAX = 30
+
+
+class SessionSetting(msgspec.Struct, frozen=True):
+    """What a session works with. `address` is this host's on the underlay; `writer` marks this session's ownership record.
+
+    `recovers`: the agent was restarted and found the machine halted; the session asks the log instead of claiming the VM.
+    """
+
+    host: HostName
+    address: str
+    ports: TargetPorts
+    agent: TargetHostPort
+    clock: Clock
+    limits: HandoverLimits
+    writer: str
+    recovers: bool = False
+
+
+class TargetSession:
+    """One VM that comes. The service that owns it runs `take_over` and `undo` as tasks of its own."""
+
+    def __init__(self, request: Prepare, setting: SessionSetting) -> None:
+        self.request = request
+        self._setting = setting
+        self._ports = setting.ports
+        self._state = TargetState(request, setting.host, setting.limits)
+        self._lock = asyncio.Lock()
+        self._device_state = b""
+        self._log_tail = b""
+        self._resume_time_s = 0.0
+        self._spent: list[Spent] = []
+        self._heard_at_s = setting.clock.monotonic_s()
+        self._claimed = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._table = self._make_table()
+
+    @property
+    def state(self) -> TargetState:
+        """Where it stands."""
+        return self._state
+
+    @property
+    def silent_s(self) -> float:
+        """How long nothing was heard from the source."""
+        return self._setting.clock.monotonic_s() - self._heard_at_s
+
+    def heard(self) -> None:
+        """The source has asked something."""
+        self._heard_at_s = self._setting.clock.monotonic_s()
+
+    def status(self) -> TargetStatus:
+        """How it stands, for the source."""
+        return TargetStatus(self._state.outside, self._state.reason, self._resume_time_s)
+
+    async def base_part(self, offset: int, data: bytes) -> None:
+        """Store a part of the base disk."""
+        async with self._lock:
+            self._expect(TargetStep.RESERVED)
+            base = self.request.spec.base
+            if offset + len(data) > base.size_bytes:
+                raise PeerError(self._thing, "more of the base disk than it has", "check the source's version")
+            await self._ports.bases.write(base.digest, base.size_bytes, offset, data)
+
+    async def start(self) -> MemoryListener:
+        """Start the machine, halted; it listens for memory and disk."""
+        async with self._lock:
+            self._expect(TargetStep.RESERVED)
+            try:
+                async with asyncio.timeout(self._setting.limits.start_timeout_s):
+                    export_path = await self._ports.machine.start_incoming(self.request.spec)
+                    listener = await self._ports.memory.open_target(self.request.migration)
+                    await self._ports.memory.tunnel_connect(MIRROR_TUNNEL, export_path)
+            except TimeoutError as error:
+                raise UnavailableError(self._thing, "the machine did not start in time", "choose another target host") from error
+            self._state = advance(self._state, Started())
+            return listener
+
+    async def log_part(self, offset: int, data: bytes) -> None:
+        """Store a part of the VM's output."""
+        async with self._lock:
+            self._expect(TargetStep.STARTED)
+            await self._ports.log.append(offset, data)
+
+    async def hold(self) -> None:
+        """Let packets wait in the tap."""
+        async with self._lock:
+            self._expect(TargetStep.STARTED)
+            self._state = advance(self._state, Held())
+            await self._ports.flows.hold()
+
+    async def accept_cut(self, cut: Cut, body: bytes) -> None:
+        """Take the VM's last state in; `take_over` is next."""
+        async with self._lock:
+            self._expect(TargetStep.STARTED)
+            if not 0 < cut.device_state_bytes <= len(body):
+                raise PeerError(self._thing, "a cut without device state", "check the source's version")
+            self._device_state, self._log_tail = body[: cut.device_state_bytes], body[cut.device_state_bytes :]
+            self._state = advance(self._state, CutArrived(cut))
+
+    async def take_over(self) -> None:
+        """Load, verify, claim, resume, fill; or undo. Ends in a terminal step; raises nothing."""
+        greeted: asyncio.Task[None] | None = None
+        async with asyncio.TaskGroup() as group:
+            while not self._state.step.is_terminal:
+                await self._step()
+                if self._state.step in (TargetStep.FILL, TargetStep.RUNNING) and greeted is None:
+                    assert self._state.record is not None
+                    self._setting.agent.taken_over(self.request.migration, self.request.spec, self._state.record.term)
+                    self._claimed.set()
+                    greeted = group.create_task(self._greet())
+            self._conclude()
+
+    async def abort(self, reason: str) -> None:
+        """Give up if it is not too late; returns when it is known how it ended, or in `POSTCOPY` at once."""
+        if self._state.step in (TargetStep.RESERVED, TargetStep.STARTED):
+            async with self._lock:
+                if self._state.step in (TargetStep.RESERVED, TargetStep.STARTED):
+                    self._state = advance(self._state, AbortAsked(reason))
+                    await self.take_over()
+                    return
+        if not self._state.step.is_terminal:
+            self._state = advance(self._state, AbortAsked(reason)) if self._state.may_abort else self._state
+        await self.wait_claimed()
+
+    async def recover(self) -> None:
+        """Take up a machine that was found halted: claim nothing, ask the log, then resume and fill, or undo."""
+        assert self._setting.recovers
+        unknown = Cut(self.request.migration, "", 1, 0, postcopy=True)
+        self._state = msgspec.structs.replace(self._state, step=TargetStep.CLAIM, cut=unknown, holds=True)
+        await self.take_over()
+
+    async def wait_claimed(self) -> None:
+        """Until the VM runs here, or never will."""
+        await self._claimed.wait()
+
+    async def wait_ended(self) -> None:
+        """Until the handover has ended here."""
+        await self._ended.wait()
+
+    async def committed(self) -> Committed:
+        """The answer to the cut.
+
+        Raises:
+            HandoverError, LostError, …: the VM does not run here, and why.
+        """
+        await self.wait_claimed()
+        state = self._state
+        if state.code:
+            raise _error(state.code, self._thing, state.reason)
+        assert state.record is not None
+        return Committed(state.record.term, self._resume_time_s, tuple(self._spent))
+
+    async def release(self) -> None:
+        """The source forwards nothing more."""
+        if not self._state.owns:
+            raise ConflictError(self._thing, "was not taken over", "ask how the handover stands")
+        assert self._state.record is not None
+        await self._ports.edge.steer(self._state.record.term, self._setting.address, "")
+
+    async def _step(self) -> None:
+        if delay_s := delay_s_of(self._state):
+            await self._setting.clock.sleep(delay_s)
+        state, begin_s = self._state, self._setting.clock.monotonic_s()
+        results: list[TargetEvent | None] = []
+
+        async def one(action: TargetAction) -> None:
+            results.append(await self._perform(action))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for action in actions_of(state):
+                    group.create_task(one(action))
+        except* ArchitectError as errors:
+            results = [_failed(errors)]
+        except* Exception as errors:
+            results = [Failed(InternalError.code, f"{errors.exceptions[0]!r}")]
+        self._spent.append(Spent(state.step.value, self._setting.clock.monotonic_s() - begin_s))
+        # An abort that came meanwhile has moved the state on already; what was performed is undone with the rest.
+        if self._state is state:
+            self._state = advance(state, next((event for event in results if event is not None), Performed()))
+
+    async def _perform(self, action: TargetAction) -> TargetEvent | None:
+        limits = self._setting.limits
+        bound_s: float = limits.machine_timeout_s
+        match action:
+            case TargetAction.WAIT_MEMORY | TargetAction.WAIT_DISK:
+                bound_s = limits.fill_timeout_s
+            case TargetAction.CREATE_RECORD:
+                bound_s = limits.record_timeout_s
+            case TargetAction.FULL_HASH:
+                bound_s += self.request.spec.machine.memory_bytes / limits.verify_bytes_per_s
+            case _:
+                pass
+        try:
+            async with asyncio.timeout(bound_s):
+                return await self._table[action]()
+        except TimeoutError as error:
+            raise UnavailableError(self._thing, f"{action.value} took longer than {bound_s:g} s", "try the move again") from error
+
+    def _make_table(self) -> dict[TargetAction, Callable[[], Awaitable[TargetEvent | None]]]:
+        machine, memory = self._ports.machine, self._ports.memory
+        table: dict[TargetAction, Callable[[], Awaitable[TargetEvent | None]]] = {
+            TargetAction.APPLY_CUT: self._apply_cut,
+            TargetAction.STOP_EXPORT: machine.stop_export,
+            TargetAction.APPEND_LOG: self._append_log,
+            TargetAction.FULL_HASH: self._compare_hash,
+            TargetAction.ATTACH_DISK: self._attach_disk,
+            TargetAction.LOAD: lambda: machine.load_device_state(self._device_state),
+            TargetAction.CREATE_RECORD: self._create_record,
+            TargetAction.RESUME: self._resume,
+            TargetAction.WAIT_MEMORY: memory.wait_all_present,
+            TargetAction.WAIT_DISK: machine.wait_disk_present,
+            TargetAction.RELAY: lambda: self._ports.flows.relay(self.request.source.address),
+            TargetAction.ABORT_MEMORY: memory.abort_target,
+            TargetAction.DESTROY: machine.destroy,
+        }
+        assert set(table) == set(TargetAction)
+        return table
+
+    async def _apply_cut(self) -> None:
+        cut = self._state.cut
+        assert cut is not None
+        await self._ports.memory.apply_cut(cut.root, cut.postcopy)
+
+    async def _append_log(self) -> None:
+        cut = self._state.cut
+        assert cut is not None
+        if self._log_tail:
+            await self._ports.log.append(cut.log_offset, self._log_tail)
+
+    async def _compare_hash(self) -> None:
+        cut = self._state.cut
+        assert cut is not None
+        if (found := await self._ports.memory.full_hash()) != cut.full_hash:
+            cause = f"its memory here has hash {found[:16]}, at the source {cut.full_hash[:16]}"
+            raise HandoverError(self._thing, cause, "report this as a defect")
+
+    async def _attach_disk(self) -> None:
+        path = await self._ports.memory.tunnel_listen(POSTCOPY_TUNNEL)
+        await self._ports.machine.attach_postcopy_disk(path)
+
+    async def _create_record(self) -> TargetEvent:
+        request, setting = self.request, self._setting
+        if setting.recovers:
+            record = abort_record(request.spec.id, request.term + 1, request.source.name, setting.writer, request.migration)
+        else:
+            record = run_record(request.spec.id, request.term + 1, setting.host, setting.writer, request.migration)
+        return RecordKnown(await self._ports.ownership.create(record))
+
+    async def _resume(self) -> None:
+        self._resume_time_s = await self._ports.machine.resume()
+
+    async def _greet(self) -> None:
+        """After the resume, beside everything else: guest and edge learn where the VM is. Failures cost no VM, so they end here."""
+        assert self._state.record is not None
+        term, limits = self._state.record.term, self._setting.limits
+        for attempt in range(STEER_ATTEMPTS_MAX):
+            try:
+                async with asyncio.timeout(limits.call_timeout_s):
+                    await self._ports.flows.set_local()
+                    await self._ports.edge.steer(term, self._setting.address, self.request.source.address)
+                break
+            except ConflictError:
+                break  # a newer term exists: the VM has left
+            except (ArchitectError, TimeoutError):
+                await self._setting.clock.sleep(min(limits.back_off_s * 2.0**attempt, limits.back_off_max_s))
+        for call in (self._ports.machine.sync_clock, lambda: self._ports.machine.run_hook("after-resume")):
+            try:
+                async with asyncio.timeout(limits.hook_timeout_s):
+                    await call()
+            except (ArchitectError, TimeoutError):
+                continue
+
+    def _conclude(self) -> None:
+        state, agent = self._state, self._setting.agent
+        match state.step:
+            case TargetStep.RUNNING:
+                agent.filled(self.request.spec.id)
+            case TargetStep.LOST:
+                agent.lost(self.request.spec.id, state.reason)
+            case _:
+                agent.abandoned(self.request.spec.id, self.request.source.name, state.reason)
+        self._claimed.set()
+        self._ended.set()
+
+    def _expect(self, step: TargetStep) -> None:
+        if self._state.step is not step:
+            cause = f"is {self._state.step.value} at the target, not {step.value}"
+            raise ConflictError(self._thing, cause, "ask how the handover stands")
+
+    @property
+    def _thing(self) -> str:
+        return f"vm {self.request.spec.id}"
+
+
+def _failed(errors: BaseExceptionGroup[ArchitectError]) -> Failed:
+    first: BaseException = errors
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    assert isinstance(first, ArchitectError)
+    return Failed(first.code, f"{first.thing}: {first.cause}")
+
+
+def _error(code: str, thing: str, reason: str) -> ArchitectError:
+    return remote_error(code, thing, reason, "see the events of both hosts")

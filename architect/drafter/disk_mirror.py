@@ -1,0 +1,101 @@
+"""The disk of a move, at the source: a job that copies the overlay to the target's and follows the guest's writes.
+
+The bytes leave by a connected socket that the caller passes (the agent streams it to the target's export, see `disk_export`).
+The end is part of the pause: the guest is stopped, the job is told to end, and only its event and its absence from the list of
+jobs say that the last writes have arrived; nothing else does (DESIGN §3).
+
+    mirror = DiskMirror(machine)
+    await mirror.start(socket_to_target)
+    await mirror.wait_ready(timeout_s=600)
+    await machine.pause()
+    await mirror.finish()
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from architect.drafter.block_job import JobProgress, abandon_job, find_job, finish_job, wait_ready
+from architect.drafter.block_node import delete_nodes
+from architect.drafter.machine import Machine
+from architect.drafter.qemu_command import NODE_DISK
+from architect.drafter.qmp import QmpRefusedError
+from architect.errors import ArchitectError, HostError
+
+JOB = "mirror"
+TARGET_NODE = "mirror-target"
+EXPORT = "disk"
+FINISH_TIMEOUT_S = 10.0
+
+
+class DiskMirror:
+    """The mirror of one machine; there is at most one. Holds no state of its own, so a restarted agent makes a new one."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._qmp = machine.qmp
+
+    async def start(self, connection: int, *, speed_bytes_s: int = 0) -> None:
+        """Begin to copy over `connection`, a connected socket to the target's export, which stays the caller's to close.
+
+        On failure nothing of it is left.
+
+        Raises:
+            HostError: there is no export at the other end, the disks differ in size, or a mirror exists.
+        """
+        await self._qmp.execute("getfd", {"fdname": TARGET_NODE}, fd=connection)
+        try:
+            server = {"type": "fd", "str": TARGET_NODE}
+            await self._qmp.execute("blockdev-add", {"driver": "nbd", "node-name": TARGET_NODE, "server": server, "export": EXPORT})
+            # A mirror starts only at the top of a stack; "top" then means the overlay, because a filter is not counted as a layer.
+            arguments = {
+                "job-id": JOB, "device": NODE_DISK, "target": TARGET_NODE, "sync": "top", "copy-mode": "background",
+                "speed": speed_bytes_s, "auto-dismiss": True,
+            }  # fmt: skip
+            await self._qmp.execute("blockdev-mirror", arguments)
+        except BaseException:
+            with contextlib.suppress(ArchitectError):
+                await self._qmp.execute("closefd", {"fdname": TARGET_NODE})
+            if await find_job(self._qmp, JOB) is None:
+                await delete_nodes(self._qmp, TARGET_NODE)
+            raise
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Wait until the target has everything but what the guest is writing now.
+
+        Raises:
+            HostError: the copy failed; carries QEMU's error. `cancel` then.
+            TimeoutError: it still copies.
+        """
+        await wait_ready(self._qmp, self._machine.name, JOB, timeout_s)
+
+    async def progress(self) -> JobProgress | None:
+        """How it stands, None if there is no mirror (any more)."""
+        return await find_job(self._qmp, JOB)
+
+    async def finish(self, timeout_s: float = FINISH_TIMEOUT_S) -> None:
+        """End it with both disks equal. The guest is paused; afterwards all that it ever wrote is at the target.
+
+        Raises:
+            HostError: the last writes may not have arrived: the target's disk must not be used.
+            TimeoutError: neither may be said; the same holds.
+        """
+        state = await find_job(self._qmp, JOB)
+        if state is None or not state.is_ready:
+            raise HostError(f"{self._machine.name}: mirror", "it has not caught up", "wait until it is ready, or cancel it")
+        await finish_job(self._qmp, self._machine.name, JOB, "block-job-cancel", {"device": JOB}, timeout_s)
+        if left := await self._qmp.execute("query-block-jobs"):
+            raise HostError(f"{self._machine.name}: mirror", f"jobs are left: {_names(left)}", "cancel the move")
+        await delete_nodes(self._qmp, TARGET_NODE)
+
+    async def cancel(self) -> None:
+        """End it as it is and remove all of it. Idempotent; also for a mirror that an earlier agent started, or that failed."""
+        await abandon_job(self._qmp, JOB)
+        with contextlib.suppress(QmpRefusedError):
+            await self._qmp.execute("closefd", {"fdname": TARGET_NODE})
+        await delete_nodes(self._qmp, TARGET_NODE)
+
+
+def _names(jobs: list[dict[str, Any]]) -> str:
+    return ", ".join(str(job["device"]) for job in jobs)

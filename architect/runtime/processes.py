@@ -14,7 +14,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -154,20 +154,29 @@ async def stop_process(process: ProcessIdentity, grace_s: float) -> None:
     raise HostError(f"process {process.pid}", f"still there {KILL_WAIT_S:.0f} s after SIGKILL", "see what it waits for (ps, wchan)")
 
 
+def command_line(process: ProcessIdentity) -> list[str]:
+    """Its arguments; none if it is gone or a kernel thread."""
+    try:
+        content = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    except OSError:
+        return []
+    return [part.decode(errors="replace") for part in content.split(b"\0")[:-1]]
+
+
 def all_processes() -> list[ProcessIdentity]:
     """Everything that runs now, zombies left out."""
     found = (identify_process(int(entry)) for entry in os.listdir("/proc") if entry.isdigit())
     return [process for process in found if process is not None]
 
 
-def is_in_namespace(process: ProcessIdentity, namespace: NamespaceIdentity) -> bool:
-    """Whether any thread of the process is in that network namespace."""
+def is_inside(process: ProcessIdentity, namespaces: Collection[NamespaceIdentity]) -> bool:
+    """Whether any thread of the process is in one of those network namespaces."""
     tasks = f"/proc/{process.pid}/task"
     with contextlib.suppress(OSError):
         for task in os.listdir(tasks):
             with contextlib.suppress(OSError):
                 status = os.stat(f"{tasks}/{task}/ns/net")
-                if (status.st_dev, status.st_ino) == (namespace.device, namespace.inode):
+                if NamespaceIdentity(status.st_dev, status.st_ino) in namespaces:
                     return True
     return False
 

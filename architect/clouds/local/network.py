@@ -29,6 +29,7 @@ from architect.runtime.namespaces import (
     namespace_names,
     namespace_path,
     run_in_namespace,
+    run_in_thread,
 )
 
 INDEX_LOCK = Path("/run/architect-fabrics.lock")
@@ -178,7 +179,8 @@ def _netlink(namespace: str | None, function: Callable[[IPRoute], ResultT]) -> R
             return function(ip)
 
     try:
-        return run_in_namespace(None if namespace is None else namespace_path(namespace), talk)
+        # A thread in both cases: pyroute2 runs an event loop of its own, which a thread with a running loop would refuse.
+        return run_in_thread(talk) if namespace is None else run_in_namespace(namespace_path(namespace), talk)
     except NetlinkError as error:
         where = namespace or "the machine's network"
         raise HostError(f"network {where}", str(error), "run `architect down`, then `architect up`, as root") from error

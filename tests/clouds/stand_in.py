@@ -51,10 +51,7 @@ async def edge(config: dict[str, Any]) -> None:
 
 async def agent(config: dict[str, Any]) -> None:
     """Take connections, start a "VM" unless it runs, and say hello for ever."""
-    vm = Path(config["state_dir"]) / "vm.pid"
-    if not vm.exists():
-        child = subprocess.Popen([sys.executable, "-c", HOLD], start_new_session=True, env={})
-        vm.write_text(str(child.pid))
+    start_vm(Path(config["state_dir"]) / "vm.pid")
     await asyncio.start_server(lambda _, writer: writer.close(), config["address"], config["migration_port"])
     while True:
         try:
@@ -64,6 +61,13 @@ async def agent(config: dict[str, Any]) -> None:
         except OSError:
             pass
         await asyncio.sleep(0.1)
+
+
+def start_vm(pid_file: Path) -> None:
+    """Start what outlives the agent, unless an earlier agent did."""
+    if not pid_file.exists():
+        child = subprocess.Popen([sys.executable, "-c", HOLD], start_new_session=True, env={})
+        pid_file.write_text(str(child.pid))
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from architect.clouds.local import messages as say
 from architect.clouds.local.configuration import write_control, write_edge
 from architect.clouds.local.fabric import next_provider, open_fabric, sole_supervisor
 from architect.clouds.local.hosts import LocalHosts
-from architect.clouds.local.layout import StateFolder, state_folder
+from architect.clouds.local.layout import FabricLayout, StateFolder, state_folder
 from architect.clouds.local.market import SpotMarket
 from architect.clouds.local.options import LocalOptions, read_options
 from architect.clouds.local.process_table import ProcessTable, Role

@@ -33,6 +33,7 @@ from architect.clouds.local.process_table import ProcessTable, Role
 from architect.clouds.local.readiness import Readiness
 from architect.clouds.local.record import (
     HostRecord,
+    RecordStore,
     agent_name,
 )
 from architect.errors import ArchitectError, UnavailableError

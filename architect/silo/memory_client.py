@@ -1,0 +1,226 @@
+"""Memory client: the agent's view of one VM's memory process.
+
+    memory = await MemoryProcess.spawn(MemoryOptions(run_dir, tls_dir, memory_bytes))
+    descriptor = memory.memfd()                      # for QEMU: mem-path=/proc/self/fd/N, inherited
+    await memory.attach(qemu_pid, MemoryRole.FRESH)
+
+`close` ends the connection, not the process; `shutdown` ends the process. Each call raises what the process reported, or
+UnavailableError / OutcomeUnknownError when it is gone or does not answer in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from architect.errors import ArchitectError, HostError, UnavailableError
+from architect.runtime.rpc import Channel, open_channel
+from architect.silo import memory_messages as m
+from architect.silo.memory_main import PID_NAME, SOCKET_NAME
+from architect.silo.tracker import MemoryRole
+from architect.wire.framing import PROTOCOL_VERSION
+
+SHORT_TIMEOUT_S = 15.0
+BULK_TIMEOUT_S = 3600.0
+CUT_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 20.0
+_POLL_S = 0.01
+
+
+class MemoryStartError(HostError):
+    """The memory process did not start."""
+
+    code = "memory-start"
+
+
+class MemoryOptions(msgspec.Struct, frozen=True):
+    """How to start one. `run_dir` is the VM's, on a tmpfs; `command` starts `architect memory` and is given the rest."""
+
+    run_dir: Path
+    tls_dir: Path
+    memory_bytes: int
+    track_interval_s: float = 5.0
+    command: tuple[str, ...] = (sys.executable, "-m", "architect.silo.memory_main")
+
+
+class MemoryProcess:
+    """One VM's memory process, as its agent has it. Made by `spawn` or `reattach`; owns one task until `close`."""
+
+    def __init__(self, channel: Channel, pid: int) -> None:
+        self._channel = channel
+        self._task = asyncio.create_task(channel.run())
+        self._status: m.MemoryStatus | None = None
+        self.pid = pid
+
+    @classmethod
+    async def spawn(cls, options: MemoryOptions) -> MemoryProcess:
+        """Start a memory process, in a session of its own; it outlives this one. In the run directory of one that was killed it
+        goes on with its QEMU.
+
+        Raises:
+            MemoryStartError: it ended at once; its last words are the cause.
+        """
+        options.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (options.run_dir / PID_NAME).unlink(missing_ok=True)
+        arguments = (
+            *options.command, "--run-dir", str(options.run_dir), "--tls-dir", str(options.tls_dir),
+            "--memory-bytes", str(options.memory_bytes), "--track-interval", str(options.track_interval_s),
+        )  # fmt: skip
+        log_path = options.run_dir / "memory.log"
+        with log_path.open("ab") as log:
+            # Not asyncio's: that one kills the child when its transport is closed.
+            process = await asyncio.to_thread(
+                subprocess.Popen, arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                while not (options.run_dir / PID_NAME).exists():
+                    if process.poll() is not None:
+                        raise _not_started(log_path)
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError as error:
+            process.kill()
+            raise _not_started(log_path) from error
+        return await cls.reattach(options.run_dir)
+
+    @classmethod
+    async def reattach(cls, run_dir: Path) -> MemoryProcess:
+        """Connect to the memory process that runs in `run_dir`.
+
+        Raises:
+            UnavailableError: none runs there.
+        """
+        channel = await open_channel(str(run_dir / SOCKET_NAME), m.MemoryMessage, None, f"memory process in {run_dir}")
+        process = cls(channel, 0)
+        try:
+            status = await process.status()
+            if status.version != PROTOCOL_VERSION:
+                raise UnavailableError(channel.peer, f"it is of version {status.version}", "move the VM to another host")
+        except BaseException:
+            await process.close()
+            raise
+        process.pid = status.pid
+        process._status = status
+        return process
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection has ended, with the process or by `close`."""
+        return self._channel.is_closed
+
+    def memfd(self) -> int:
+        """A new descriptor of the RAM file; the caller closes it.
+
+        Raises:
+            MemoryStartError: the process is gone.
+        """
+        assert self._status is not None
+        try:
+            return os.open(f"/proc/{self.pid}/fd/{self._status.memory_fd}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise MemoryStartError(f"memory process {self.pid}", "is gone", "start it again") from error
+
+    async def attach(self, qemu_pid: int, role: MemoryRole) -> None:
+        """Watch QEMU's memory: FRESH for a VM that starts here, INCOMING for one that moves here. Before the guest runs."""
+        await self._ask(m.Attach(qemu_pid, role), SHORT_TIMEOUT_S)
+
+    async def status(self) -> m.MemoryStatus:
+        """How it stands."""
+        answer: m.MemoryStatus = await self._ask(m.GetStatus(), SHORT_TIMEOUT_S)
+        return answer
+
+    async def open_source(self, options: m.SourceOptions, *, resume: bool = False) -> None:
+        """Connect to the target of a move. `resume`: its post-copy went on before this process was restarted; serve it next."""
+        await self._ask(m.OpenSource(options, resume), SHORT_TIMEOUT_S + options.streams)
+
+    async def bulk(self, deadline_s: float | None = None) -> m.RoundStats:
+        """Send all pages once, cold ones first; stops early after `deadline_s` or when cancelled, and nothing is lost by that."""
+        answer: m.RoundStats = await self._ask(m.Bulk(deadline_s), BULK_TIMEOUT_S)
+        return answer
+
+    async def round(self, deadline_s: float | None = None) -> m.RoundStats:
+        """Send what was written since. As `bulk`."""
+        answer: m.RoundStats = await self._ask(m.Round(deadline_s), BULK_TIMEOUT_S)
+        return answer
+
+    async def announce(self) -> None:
+        """Tell the target what it would lack now: shortens the pause of a post-copy cut."""
+        await self._ask(m.Announce(), CUT_TIMEOUT_S)
+
+    async def cut(self, *, postcopy: bool) -> m.Cut:
+        """The guest is paused: send the rest (its root is in the answer), or the list of the rest (postcopy; demands are answered
+        from now on)."""
+        answer: m.Cut = await self._ask(m.MakeCut(postcopy), CUT_TIMEOUT_S)
+        return answer
+
+    async def serve_until_done(self, timeout_s: float = BULK_TIMEOUT_S) -> m.Served:
+        """After a post-copy cut: push the rest until the target has proved its root. Goes on when cancelled; may be asked again."""
+        answer: m.Served = await self._ask(m.Serve(), timeout_s)
+        return answer
+
+    async def abort_source(self) -> None:
+        """Forget the move; the VM stays here. Idempotent."""
+        await self._ask(m.EndSource(), SHORT_TIMEOUT_S)
+
+    async def end_source(self) -> None:
+        """Forget the move, after its end. Idempotent."""
+        await self._ask(m.EndSource(), SHORT_TIMEOUT_S)
+
+    async def open_target(self, session: str, address: str) -> m.TargetEndpoint:
+        """Take a move with this secret at `address`; attached as INCOMING before. The memory becomes zeros."""
+        answer: m.TargetEndpoint = await self._ask(m.OpenTarget(session, address), SHORT_TIMEOUT_S)
+        return answer
+
+    async def apply_cut(self, root: str, *, postcopy: bool, timeout_s: float = 10.0) -> m.Applied:
+        """Return when the memory of the cut is in place: verified against `root`, or (postcopy) with the missing pages known.
+
+        Raises:
+            HandoverError: it is not; device state must not be loaded.
+        """
+        answer: m.Applied = await self._ask(m.ApplyCut(root, postcopy, timeout_s), timeout_s + 5)
+        return answer
+
+    async def wait_all_present(self, timeout_s: float = BULK_TIMEOUT_S) -> m.Applied:
+        """Return when all pages have arrived after a post-copy cut, with their proved root.
+
+        Raises:
+            LostError: the source is gone, or the time is over.
+        """
+        answer: m.Applied = await self._ask(m.WaitPresent(timeout_s), timeout_s + 5)
+        return answer
+
+    async def abort_target(self) -> None:
+        """Forget the move; after its end, too. Idempotent."""
+        await self._ask(m.AbortTarget(), SHORT_TIMEOUT_S)
+
+    async def full_hash(self, timeout_s: float = BULK_TIMEOUT_S) -> str:
+        """The root of the memory as it is, read anew. The guest should be paused."""
+        answer: m.Hashed = await self._ask(m.FullHash(), timeout_s)
+        return answer.root
+
+    async def shutdown(self) -> None:
+        """End the process, and the connection. Its QEMU must be gone, or was never registered for missing pages."""
+        with contextlib.suppress(UnavailableError):
+            await self._ask(m.Shutdown(), SHORT_TIMEOUT_S)
+        await self.close()
+
+    async def close(self) -> None:
+        """End the connection; the process goes on. Idempotent."""
+        self._channel.close()
+        with contextlib.suppress(ArchitectError):
+            await self._task
+
+    async def _ask(self, message: Any, timeout_s: float) -> Any:
+        return await self._channel.call(message, timeout_s=timeout_s)
+
+
+def _not_started(log_path: Path) -> MemoryStartError:
+    lines = log_path.read_text(errors="replace").strip().splitlines()
+    return MemoryStartError("memory process", lines[-1] if lines else "it did not start in time", f"see {log_path}")

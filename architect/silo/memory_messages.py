@@ -1,0 +1,221 @@
+"""Agent and memory process: what they say to each other, over `call` envelopes on a unix socket in the VM's run directory.
+
+The agent calls, the memory process answers. Version: both come from one installation; `Status.version` is checked on reattach.
+States and what is legal in them: `memory_state`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from architect.silo.tracker import MemoryRole
+
+STREAMS_MAX = 16
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """One message; its class name is its tag."""
+
+
+class Attach(_Message, frozen=True):
+    """Watch this QEMU's memory. Idempotent for the same process and role. Answers `Done`."""
+
+    pid: int
+    role: MemoryRole
+
+
+class GetStatus(_Message, frozen=True):
+    """How it stands. Answers `MemoryStatus`."""
+
+
+class MemoryStatus(_Message, frozen=True):
+    """How it stands. `dirty_pages` were found written by the last scan, `pages_left` are to be sent or received;
+    latencies are those of faults that a guest waited for."""
+
+    version: int
+    state: str
+    pid: int
+    memory_fd: int
+    memory_bytes: int
+    qemu_pid: int = 0
+    role: str = ""
+    dirty_pages: int = 0
+    pages_left: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    faults: int = 0
+    faults_remote: int = 0
+    fault_median_us: float = 0.0
+    fault_p99_us: float = 0.0
+    error: str = ""
+
+
+class SourceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a move sends to. `session` is its secret, which the target was opened with; `server_name` is the TLS name of the
+    target's certificate (`tls.san_name`); `bandwidth_bytes_s` 0 is no limit; a lost post-copy is taken up again for
+    `reconnect_s`."""
+
+    session: str
+    address: str
+    port: int
+    server_name: str
+    streams: Annotated[int, msgspec.Meta(ge=1, le=STREAMS_MAX)] = 2
+    bandwidth_bytes_s: Annotated[int, msgspec.Meta(ge=0)] = 0
+    reconnect_s: float = 20.0
+
+
+class OpenSource(_Message, frozen=True):
+    """Connect to the target. `resume`: the VM's post-copy went on before this process was restarted; `SERVE` is next. Answers
+    `Done`."""
+
+    options: SourceOptions
+    resume: bool = False
+
+
+class Bulk(_Message, frozen=True):
+    """Send all pages once. Stops early after `deadline_s`. Cancel stops it, too. Answers `RoundStats`."""
+
+    deadline_s: float | None = None
+
+
+class Round(_Message, frozen=True):
+    """Send what was written since. As Bulk."""
+
+    deadline_s: float | None = None
+
+
+class RoundStats(_Message, frozen=True):
+    """What a round sent, and how many pages were written meanwhile or left."""
+
+    pages: int
+    zero_pages: int
+    bytes_sent: int
+    duration_s: float
+    dirty_after: int
+
+
+class Announce(_Message, frozen=True):
+    """Tell the target what it would lack now, while the guest still runs: shortens a post-copy cut. Answers `Done`."""
+
+
+class MakeCut(_Message, frozen=True):
+    """The guest is paused: send the rest, or (postcopy) the list of the rest. Answers `Cut`."""
+
+    postcopy: bool
+
+
+class Cut(_Message, frozen=True):
+    """The memory at the cut. `root` is "" after a post-copy cut: it is promised and proved when all has arrived."""
+
+    root: str
+    pages_missing: int
+    bytes_sent: int
+
+
+class Serve(_Message, frozen=True):
+    """Push what the target lacks until it has proved that it has all. Answers `Served`."""
+
+
+class Served(_Message, frozen=True):
+    """The target has everything, and its root is the source's."""
+
+    root: str
+    bytes_sent: int
+    demanded_pages: int
+    reconnects: int
+
+
+class EndSource(_Message, frozen=True):
+    """Forget the move, before the cut or after its end (abort and end are one). Idempotent. Answers `Done`."""
+
+
+class OpenTarget(_Message, frozen=True):
+    """Take a move with this secret at `address`. The memory becomes all zeros. Answers `TargetEndpoint`."""
+
+    session: str
+    address: str
+
+
+class TargetEndpoint(_Message, frozen=True):
+    """Where the source connects."""
+
+    port: int
+
+
+class ApplyCut(_Message, frozen=True):
+    """Return when the memory of the cut is in place: with this `root`, or (postcopy) the missing pages known. Answers `Applied`."""
+
+    root: str
+    postcopy: bool
+    timeout_s: float = 10.0
+
+
+class Applied(_Message, frozen=True):
+    """The memory of the cut is in place."""
+
+    root: str
+    pages_missing: int
+
+
+class WaitPresent(_Message, frozen=True):
+    """Return when all pages have arrived after a post-copy cut. Answers `Applied`."""
+
+    timeout_s: float
+
+
+class AbortTarget(_Message, frozen=True):
+    """Forget the move; the memory is garbage. Idempotent. Answers `Done`."""
+
+
+class TunnelListen(_Message, frozen=True):
+    """Carry connections to the unix socket `path` (made here) to the peer's TunnelConnect of this name. Answers `Done`."""
+
+    name: str
+    path: str
+
+
+class TunnelConnect(_Message, frozen=True):
+    """Connections that the peer carries here under this name go to the unix socket `path`. Answers `Done`."""
+
+    name: str
+    path: str
+
+
+class TunnelClose(_Message, frozen=True):
+    """End the tunnel and its connections. Idempotent. Answers `TunnelBytes`."""
+
+    name: str
+
+
+class TunnelBytes(_Message, frozen=True):
+    """What a tunnel carried: `sent` to the peer."""
+
+    sent: int
+    received: int
+
+
+class FullHash(_Message, frozen=True):
+    """Hash the memory itself, with no regard to what is known of it. Answers `Hashed`."""
+
+
+class Hashed(_Message, frozen=True):
+    """The root of the memory as it is."""
+
+    root: str
+
+
+class Shutdown(_Message, frozen=True):
+    """End the process. Answers `Done` first."""
+
+
+class Done(_Message, frozen=True):
+    """It is done."""
+
+
+MemoryMessage = (
+    Attach | GetStatus | MemoryStatus | OpenSource | Bulk | Round | RoundStats | Announce | MakeCut | Cut | Serve | Served
+    | EndSource | OpenTarget | TargetEndpoint | ApplyCut | Applied | WaitPresent | AbortTarget | TunnelListen | TunnelConnect
+    | TunnelClose | TunnelBytes | FullHash | Hashed | Shutdown | Done
+)  # fmt: skip

@@ -1,0 +1,53 @@
+"""What a memory process keeps in its run directory (a tmpfs) for the one that takes over when it is killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from architect.silo.tracker import MemoryRole
+
+STATE_FILE = "memory-state.json"
+
+
+class IncomingMove(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A post-copy whose pages are still to come."""
+
+    session: str
+    address: str
+    port: int
+
+
+class KeptState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The QEMU that is watched (`started`: its start time, because process numbers come again), and what goes on."""
+
+    qemu_pid: int
+    started: int
+    role: MemoryRole
+    incoming: IncomingMove | None = None
+
+
+def keep_state(folder: Path, state: KeptState) -> None:
+    """Write it whole."""
+    temporary = folder / (STATE_FILE + ".new")
+    temporary.write_bytes(msgspec.json.encode(state))
+    temporary.rename(folder / STATE_FILE)
+
+
+def kept_state(folder: Path) -> KeptState | None:
+    """What a process before this one kept, if its QEMU still runs."""
+    try:
+        state = msgspec.json.decode((folder / STATE_FILE).read_bytes(), type=KeptState)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return state if start_time(state.qemu_pid) == state.started else None
+
+
+def start_time(pid: int) -> int:
+    """When a process started, in the kernel's ticks; 0 if there is none (a dead one that is not reaped counts as none)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] in "ZX" else int(fields[19])

@@ -1,0 +1,106 @@
+"""Page sender: reads pages of the guest, hashes exactly the bytes that it sends, and sends them on one connection."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+from architect.errors import PeerError
+from architect.model.sizes import PAGE_BYTES
+from architect.silo.merkle import HashTree, digest_of, page_hashes
+from architect.silo.page_runs import Pages, encode_parts, encode_runs
+from architect.silo.ram_file import RamFile
+from architect.silo.rate_limit import RateLimit
+from architect.silo.stream_connection import StreamConnection
+from architect.silo.stream_messages import FRAME_PAGES_MAX, Ack, Barrier, Zeros
+from architect.silo.stream_messages import Pages as PagesMessage
+
+ACK_TIMEOUT_S = 30.0
+
+
+class BarrierError(PeerError):
+    """The target acknowledged something else."""
+
+    code = "barrier"
+
+
+class Sent(msgspec.Struct):
+    """What a sender has sent so far."""
+
+    pages: int = 0
+    zero_pages: int = 0
+
+
+class PageSender:
+    """Sends on one connection; by one thread at a time.
+
+    :param tree: learns the hash of every page that is sent.
+    """
+
+    def __init__(self, connection: StreamConnection, ram: RamFile, tree: HashTree, limit: RateLimit) -> None:
+        self.connection = connection
+        self.sent = Sent()
+        self._ram = ram
+        self._tree = tree
+        self._limit = limit
+        self._buffer = np.empty((FRAME_PAGES_MAX, PAGE_BYTES), np.uint8)
+        self._packed = np.empty((FRAME_PAGES_MAX, PAGE_BYTES), np.uint8)
+        self._barriers = 0
+        self._unacknowledged = False
+
+    def send(self, pages: Pages) -> None:
+        """Read and send up to `FRAME_PAGES_MAX` pages (ascending).
+
+        Raises:
+            StreamLostError: the connection ended.
+        """
+        self._ram.read(pages, memoryview(self._buffer.reshape(-1).data))
+        buffer = self._buffer[: len(pages)]
+        is_data = np.bitwise_or.reduce(buffer.view(np.uint64), axis=1) != 0
+        if is_data.all():
+            self._send_data(pages, buffer.reshape(-1).data)
+            return
+        data, zeros = pages[is_data], pages[~is_data]
+        self._tree.set_zero(zeros)
+        self.sent.zero_pages += len(zeros)
+        self._unacknowledged = True
+        self.connection.send(Zeros(encode_runs(zeros)))
+        if len(data):
+            packed = np.compress(is_data, buffer, axis=0, out=self._packed[: len(data)])
+            self._send_data(data, packed.reshape(-1).data)
+
+    def _send_data(self, pages: Pages, body: memoryview) -> None:
+        hashes = page_hashes(body)
+        self._tree.set_leaves(pages, hashes)
+        self._limit.wait(len(body))
+        self._unacknowledged = True
+        self.connection.send(PagesMessage(encode_runs(pages), digest_of(hashes)), body)
+        self.sent.pages += len(pages)
+
+    def send_zeros(self, pages: Pages) -> None:
+        """Say that `pages` (ascending, any number) are zeros."""
+        self._tree.set_zero(pages)
+        self.sent.zero_pages += len(pages)
+        self._unacknowledged = True
+        for part in encode_parts(pages):
+            self.connection.send(Zeros(part))
+
+    def mark_unacknowledged(self) -> None:
+        """Something was sent beside this sender that the next barrier has to cover."""
+        self._unacknowledged = True
+
+    def barrier(self) -> None:
+        """Return when all that was sent is in place at the target.
+
+        Raises:
+            StreamLostError: the connection ended, or the target did not answer for `ACK_TIMEOUT_S`.
+        """
+        if not self._unacknowledged:
+            return
+        self._barriers += 1
+        self.connection.send(Barrier(self._barriers))
+        if (answer := self.connection.receive_as(Ack, ACK_TIMEOUT_S)).number != self._barriers:
+            raise BarrierError(
+                self.connection.peer, f"acknowledged {answer.number} for {self._barriers}", "check that it is an Architect"
+            )
+        self._unacknowledged = False

@@ -1,0 +1,209 @@
+"""Source session: one move of memory, seen from the host that the VM leaves.
+
+`bulk` sends every page once, `round` what was written since, `cut` (the guest is paused) the rest, or the list of the rest. The
+data connections share the pages by `STRIPE_PAGES`, so that a page always uses the same one, and each round ends with a barrier on
+all. A page leaves the move's dirty map just before it is read (see `dirty_log`).
+"""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from architect.model.sizes import PAGES_PER_EXTENT
+from architect.silo.dirty_log import DirtyLog
+from architect.silo.memory_errors import MemoryStateError
+from architect.silo.memory_messages import Cut, RoundStats, Served, SourceOptions
+from architect.silo.merkle import HashTree
+from architect.silo.page_map import PageMap
+from architect.silo.page_runs import Pages, encode_parts
+from architect.silo.page_sender import PageSender
+from architect.silo.postcopy_source import PostcopySource
+from architect.silo.ram_file import RamFile
+from architect.silo.source_streams import SourceStreams
+from architect.silo.stream_messages import FRAME_PAGES_MAX, Missing
+
+CONSUMER = "move"
+STRIPE_PAGES = 1024
+PARALLEL_PAGES_MIN = 256
+
+
+class SourceSession:
+    """One move, at its source. Its methods block; one of them at a time, but for `stop` and `end`.
+
+    :param tls: the client's context.
+    """
+
+    def __init__(self, options: SourceOptions, ram: RamFile, log: DirtyLog, tls: ssl.SSLContext) -> None:
+        self._ram = ram
+        self._log = log
+        self._busy = threading.Lock()
+        self._stop = threading.Event()
+        self._tree = HashTree(ram.page_count)
+        self._announced = PageMap(ram.page_count)
+        self._streams = SourceStreams(options, ram, self._tree, tls)
+        log.drop(CONSUMER)
+        self._map = log.consumer(CONSUMER)
+        self._postcopy = PostcopySource(options, self._streams, self._map, self._tree, ram)
+        self._is_cut = False
+
+    def open(self, *, resume: bool = False) -> None:
+        """Connect. `resume`: go on with a post-copy whose source process was lost; the target says what it lacks.
+
+        Raises:
+            StreamLostError, StreamRefusedError: the target cannot be reached, or refuses.
+        """
+        self._streams.open(resume=resume)
+        if resume:
+            self._is_cut = True
+            self._postcopy.resume_without_hashes()
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes sent on all connections of this move."""
+        return self._streams.bytes_sent
+
+    @property
+    def pages_left(self) -> int:
+        """Pages that are known to be still to send."""
+        return self._map.count()
+
+    def bulk(self, deadline_s: float | None = None) -> RoundStats:
+        """Send every page once, cold extents first. Holes are not sent: the target starts with zeros.
+
+        Stops early, the rest left in the map, after `deadline_s` or when `stop` is called.
+
+        Raises:
+            StreamLostError: a connection ended.
+            MemoryStateError: after the cut, or while another of these runs.
+        """
+        with self._only(after_cut=False):
+            with self._log.held():
+                absent = np.flatnonzero(self._ram.present().flags == 0)
+                absent = absent[self._announced.flags[absent] == 0]
+                self._map.remove(absent)
+            return self._send_round(deadline_s, len(absent))
+
+    def round(self, deadline_s: float | None = None) -> RoundStats:
+        """Send what was written since it was last sent. As `bulk`."""
+        with self._only(after_cut=False):
+            self._log.scan()
+            return self._send_round(deadline_s, 0)
+
+    def announce(self) -> None:
+        """Tell the target what it would lack if the cut were now; the guest may run.
+
+        Raises: as `bulk`.
+        """
+        with self._only(after_cut=False):
+            self._log.scan()
+            self._send_missing(last=False)
+
+    def cut(self, *, postcopy: bool) -> Cut:
+        """The guest is paused: make the target's memory that of now, or (postcopy) make it know what it lacks.
+
+        Raises: as `bulk`.
+        """
+        with self._only(after_cut=False):
+            self._log.scan()
+            if postcopy:
+                missing = self._send_missing(last=True)
+                self._postcopy.start_demands()
+                root = ""
+            else:
+                missing = 0
+                self._send_pages(self._map.pages(), None)
+                root = self._tree.root()
+            self._is_cut = True
+            return Cut(root, missing, self.bytes_sent)
+
+    def serve(self) -> Served:
+        """After a post-copy cut: push what the target lacks until it has proved that it has all.
+
+        Raises:
+            MemoryLostError: the target could not be reached for `reconnect_s`.
+            CutError: its memory is not what was sent.
+        """
+        with self._only(after_cut=True):
+            return self._postcopy.serve()
+
+    def stop(self) -> None:
+        """Make what runs return early; before the cut nothing is lost by it."""
+        self._stop.set()
+
+    def end(self) -> None:
+        """End the connections, forget the move. Idempotent."""
+        self._stop.set()
+        self._postcopy.end()
+        self._streams.end()
+        self._log.drop(CONSUMER)
+
+    @contextmanager
+    def _only(self, *, after_cut: bool) -> Iterator[None]:
+        if not self._busy.acquire(blocking=False):
+            raise MemoryStateError("move", "a request for it is still running", "wait for it, or cancel it")
+        try:
+            if self._is_cut is not after_cut:
+                raise MemoryStateError("move", "the cut was made" if self._is_cut else "no cut was made", "report this as a defect")
+            self._stop.clear()
+            yield
+        finally:
+            self._busy.release()
+
+    def _send_round(self, deadline_s: float | None, absent_count: int) -> RoundStats:
+        start_s, bytes_before = time.monotonic(), self.bytes_sent
+        pages_before, zeros_before = self._streams.pages_sent
+        self._send_pages(self._in_order(self._map.pages()), None if deadline_s is None else start_s + deadline_s)
+        self._log.scan()
+        pages, zeros = self._streams.pages_sent
+        return RoundStats(
+            pages - pages_before, zeros - zeros_before + absent_count, self.bytes_sent - bytes_before,
+            time.monotonic() - start_s, self._map.count(),
+        )  # fmt: skip
+
+    def _in_order(self, pages: Pages) -> Pages:
+        """`pages` with those of cold extents first; within a temperature ascending."""
+        order = np.argsort(self._log.heat[pages // PAGES_PER_EXTENT], kind="stable")
+        ordered: Pages = pages[order]
+        return ordered
+
+    def _send_pages(self, pages: Pages, deadline_s: float | None) -> None:
+        """Send, and return when all is in place; few pages use one connection, because starting threads costs more."""
+        if len(pages) < PARALLEL_PAGES_MIN:
+            self._send_batches(self._streams.data[0], pages, deadline_s)
+            self._streams.data[0].barrier()
+            return
+        stripes = (pages // STRIPE_PAGES) % len(self._streams.data)
+
+        def send(index: int, sender: PageSender) -> None:
+            self._send_batches(sender, pages[stripes == index], deadline_s)
+            sender.barrier()
+
+        self._streams.each(send)
+
+    def _send_batches(self, sender: PageSender, pages: Pages, deadline_s: float | None) -> None:
+        for at in range(0, len(pages), FRAME_PAGES_MAX):
+            if self._stop.is_set() or (deadline_s is not None and time.monotonic() > deadline_s):
+                return
+            batch = np.sort(pages[at : at + FRAME_PAGES_MAX])
+            self._map.remove(batch)
+            self._announced.remove(batch)
+            sender.send(batch)
+
+    def _send_missing(self, *, last: bool) -> int:
+        """Tell the target which pages it lacks; returns how many. All data before is in place: every round ends with a barrier."""
+        lacking = self._map.pages()
+        news = lacking[self._announced.flags[lacking] == 0]
+        sender = self._streams.data[0]
+        parts = encode_parts(news)
+        for number, part in enumerate(parts, 1):
+            sender.connection.send(Missing(part, last and number == len(parts)))
+        sender.mark_unacknowledged()
+        sender.barrier()
+        self._announced.add(news)
+        return len(lacking)

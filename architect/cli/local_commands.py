@@ -1,0 +1,74 @@
+"""Commands of the local provider: up, down, host add, local preempt, local kill. Its client is imported only when one runs."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from architect.cli.output import Output
+from architect.errors import NotFoundError, UnavailableError
+
+
+def up(options: argparse.Namespace) -> int:
+    """`architect up`."""
+    output = Output(as_json=options.json)
+    fabric = asyncio.run(_provider().up(options.hosts, options.state_dir, output.progress))
+    if output.as_json:
+        output.document(fabric)
+    else:
+        output.line(f"fabric in {fabric['state_dir']}")
+        output.line(f"  hosts    {', '.join(fabric['hosts'])}")
+        output.line(f"  edge     {', '.join(fabric['edge']['addresses'])}")
+        output.line(f"  outside  {fabric['outside']['address']}")
+    return 0
+
+
+def down(options: argparse.Namespace) -> int:
+    """`architect down`."""
+    output = Output(as_json=options.json)
+    return _tell(output, asyncio.run(_provider().down(options.state_dir, output.progress)), lambda _: "the fabric is gone")
+
+
+def add_host(options: argparse.Namespace) -> int:
+    """`architect host add`."""
+    host = asyncio.run(_provider().add_host(options.state_dir, options.provider, options.name))
+    return _tell(Output(as_json=options.json), host, lambda told: f"{told.get('name', options.name)} added")
+
+
+def preempt(options: argparse.Namespace) -> int:
+    """`architect local preempt`."""
+    told = asyncio.run(_provider().preempt(options.state_dir, options.host, options.notice))
+    return _tell(Output(as_json=options.json), told, lambda _: f"{options.host} has its notice")
+
+
+def kill(options: argparse.Namespace) -> int:
+    """`architect local kill`."""
+    told = asyncio.run(_provider().kill(options.state_dir, options.host))
+    return _tell(Output(as_json=options.json), told, lambda _: f"{options.host} is destroyed")
+
+
+def remove_host(state_dir: Path, host: str) -> bool:
+    """Destroy a local host; False if there is none of that name, or no local fabric."""
+    try:
+        asyncio.run(_provider().remove_host(state_dir, host))
+    except (NotFoundError, UnavailableError):
+        return False
+    return True
+
+
+def _provider() -> types.ModuleType:
+    from architect.clouds.local import client
+
+    return client
+
+
+def _tell(output: Output, document: dict[str, Any], text: Callable[[dict[str, Any]], str]) -> int:
+    if output.as_json:
+        output.document(document)
+    else:
+        output.line(text(document))
+    return 0

@@ -1,0 +1,187 @@
+"""Commands about VMs: run, ps, inspect, logs, stop, rm, migrate."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from architect.cli.client import Client, StreamBrokenError, segment
+from architect.cli.output import VM_HEAD, Output, endpoint_text, fields, vm_row
+from architect.cli.patience import asked_again, resumed
+from architect.errors import HandoverError, NotFoundError, OutcomeUnknownError
+from architect.model.endpoints import parse_publish
+from architect.model.sizes import format_size
+
+POLL_S = 0.3
+
+
+def run(options: argparse.Namespace) -> int:
+    """`architect run`."""
+    client, output = Client(options.state_dir), Output(as_json=options.json)
+    publish = [parse_publish(text) for text in options.publish]
+    body = {
+        "image": _absolute(options.image),
+        "name": options.name,
+        "cpus": options.cpus,
+        "memory_bytes": options.memory,
+        "disk_bytes": options.disk,
+        "publish": [
+            {"public_port": port.public_port, "guest_port": port.guest_port, "protocol": port.protocol.value} for port in publish
+        ],
+        "env": options.env,
+        "args": options.words,
+        "host": options.host,
+        "host_fsync": options.fsync == "host",
+    }
+    vm = _run(client, output, body)
+    if output.as_json:
+        output.document(vm)
+    else:
+        output.line(f"{vm['name']}  {vm['id']}  {vm['state']} on {vm['host']}")
+        for endpoint in vm["endpoints"]:
+            output.line(f"  {endpoint_text(endpoint)}")
+    return 0
+
+
+def _run(client: Client, output: Output, body: dict[str, Any]) -> dict[str, Any]:
+    identity = ""
+    try:
+        for item in client.stream("POST", "/v1/vms", body):
+            if "result" in item:
+                vm: dict[str, Any] = item["result"]
+                return vm
+            identity = item.get("vm") or identity
+            output.progress(item["progress"])
+        raise StreamBrokenError("control plane", "ended its answer early", "see `architect ps`")
+    except StreamBrokenError:
+        if not identity:
+            raise
+    output.progress("the control plane went away; it goes on when it is back")
+    return _wait_created(client, identity)
+
+
+def _wait_created(client: Client, identity: str) -> dict[str, Any]:
+    while True:
+        try:
+            vm: dict[str, Any] = asked_again(lambda: client.get(f"/v1/vms/{identity}"))
+        except NotFoundError as error:
+            raise OutcomeUnknownError(f"vm {identity}", "its creation failed", "see `architect events` for why") from error
+        if vm["state"] != "creating":
+            return vm
+        time.sleep(POLL_S)
+
+
+def _absolute(image: str) -> str:
+    """Paths in image names as seen from here: those who open them run elsewhere."""
+    for scheme in ("oci:", "docker-archive:"):
+        if image.startswith(scheme) and len(image) > len(scheme):
+            return scheme + os.path.abspath(image.removeprefix(scheme))
+    return image
+
+
+def list_vms(options: argparse.Namespace) -> int:
+    """`architect ps`."""
+    output = Output(as_json=options.json)
+    vms = Client(options.state_dir).get("/v1/vms")
+    if output.as_json:
+        output.document(vms)
+    else:
+        output.table(VM_HEAD, [vm_row(vm) for vm in vms])
+    return 0
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """`architect inspect`."""
+    return _show(options, Client(options.state_dir).get(f"/v1/vms/{segment('vm', options.vm)}"))
+
+
+def stop(options: argparse.Namespace) -> int:
+    """`architect stop`."""
+    vm = Client(options.state_dir).post(f"/v1/vms/{segment('vm', options.vm)}/stop", {"grace_s": options.grace})
+    return _show(options, vm, f"{vm['name']} {vm['state']}")
+
+
+def remove(options: argparse.Namespace) -> int:
+    """`architect rm`."""
+    vm = Client(options.state_dir).delete(f"/v1/vms/{segment('vm', options.vm)}", force=options.force)
+    return _show(options, vm, f"{vm['name']} removed")
+
+
+def _show(options: argparse.Namespace, value: dict[str, Any], text: str = "") -> int:
+    output = Output(as_json=options.json)
+    if output.as_json:
+        output.document(value)
+    else:
+        for line in [text] if text else fields(value):
+            output.line(line)
+    return 0
+
+
+def logs(options: argparse.Namespace) -> int:
+    """`architect logs`."""
+    client, output = Client(options.state_dir), Output(as_json=options.json)
+    path = f"/v1/vms/{segment('vm', options.vm)}/logs"
+    reached = 0
+
+    def parts() -> Iterator[dict[str, Any]]:
+        return client.stream("GET", path, offset=reached, follow=options.follow)
+
+    gathered = bytearray()
+    for part in resumed(parts) if options.follow else parts():
+        data = base64.b64decode(part["data"])
+        reached = part["offset"] + len(data)
+        if not output.as_json:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        elif options.follow:
+            output.document({"offset": part["offset"], "text": data.decode(errors="replace")})
+        else:
+            gathered += data
+    if output.as_json and not options.follow:
+        output.document({"offset": 0, "text": gathered.decode(errors="replace")})
+    return 0
+
+
+def migrate(options: argparse.Namespace) -> int:
+    """`architect migrate`. A move that failed is printed like one that went well, and is an error."""
+    client, output = Client(options.state_dir), Output(as_json=options.json)
+    move = _migrate(client, output, options)
+    if output.as_json:
+        output.document(move)
+    if move["outcome"] != "done":
+        raise HandoverError(
+            f"move of {move['vm']}", move["reason"] or "failed", f"see `architect inspect {move['vm']}` and try again"
+        )
+    if not output.as_json:
+        output.line(
+            f"{move['vm']} moved {move['source']} to {move['target']} in {move['total_s']:.2f} s: "
+            f"pause {move['downtime_ms']:.0f} ms, {move['rounds']} rounds, {format_size(move['bytes_sent'])}"
+        )
+    return 0
+
+
+def _migrate(client: Client, output: Output, options: argparse.Namespace) -> dict[str, Any]:
+    identity = ""
+    body = {"to": options.to, "mode": options.mode, "verify": options.verify}
+    try:
+        for item in client.stream("POST", f"/v1/vms/{segment('vm', options.vm)}/migrate", body):
+            if "result" in item:
+                move: dict[str, Any] = item["result"]
+                return move
+            identity = item.get("migration") or identity
+            output.progress(item["progress"])
+        raise StreamBrokenError("control plane", "ended its answer early", "see `architect events`")
+    except StreamBrokenError:
+        if not identity:
+            raise
+    output.progress("the control plane went away; the move goes on")
+    while True:
+        found: dict[str, Any] = asked_again(lambda: client.get(f"/v1/migrations/{identity}"))
+        if found["outcome"]:
+            return found
+        time.sleep(POLL_S)

@@ -1,0 +1,36 @@
+"""The fabric as the use cases see it: everything that they need, in one value made by `plane`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from architect.control.bell import Bell
+from architect.control.book import Book
+from architect.control.edge_link import EdgeLink
+from architect.control.fleet import Fleet
+from architect.control.followers import Followers
+from architect.control.jobs import Jobs
+from architect.model.config import ControlConfig
+from architect.model.ids import HostName, VmId
+from architect.runtime.clock import Clock, Entropy
+
+
+@dataclass(frozen=True)
+class Fabric:
+    """The parts of one control plane.
+
+    `stuck`: why a VM that should leave its host cannot, as users see it; `refused`: hosts that did not take a VM a moment ago,
+    with the time (monotonic) until which they are not asked again.
+    """
+
+    config: ControlConfig
+    book: Book
+    fleet: Fleet
+    edge: EdgeLink
+    jobs: Jobs
+    followers: Followers
+    bell: Bell
+    clock: Clock
+    entropy: Entropy
+    stuck: dict[VmId, str] = field(default_factory=dict)
+    refused: dict[VmId, dict[HostName, tuple[str, float]]] = field(default_factory=dict)

@@ -1,0 +1,48 @@
+"""Notices as they stand in the reports: taken over, withdrawn, and until when a VM should have left."""
+
+from __future__ import annotations
+
+import msgspec
+
+from architect.control.fabric import Fabric
+from architect.control.records import EventKind
+from architect.model.notice import Notice
+from architect.model.times import parse_rfc3339
+from architect.policy.evacuation import NOTICE_MARGIN_S
+
+DEADLINE_ASSUMED_S = 30.0
+
+
+def leave_by_s(notice: Notice | None, now_s: float) -> float | None:
+    """Wall time until which the VMs should have left: the deadline less a margin; None without a notice.
+
+    A deadline that cannot be read counts as `DEADLINE_ASSUMED_S` from now: the shortest that clouds promise.
+    """
+    if notice is None:
+        return None
+    try:
+        deadline_s = parse_rfc3339(notice.deadline)
+    except ValueError:
+        deadline_s = now_s + DEADLINE_ASSUMED_S
+    return deadline_s - NOTICE_MARGIN_S
+
+
+async def take_over_notices(fabric: Fabric) -> None:
+    """Write down notices that are new in the reports, or not there any more."""
+    changed = [
+        (record, report.notice)
+        for host, report in fabric.fleet.reports().items()
+        if (record := fabric.book.hosts.get(host)) is not None and record.notice != report.notice
+    ]
+    if not changed:
+        return
+    async with fabric.book.change() as change:
+        for before, notice in changed:
+            record = fabric.book.hosts.get(before.name)
+            if record is None:
+                continue
+            change.put(msgspec.structs.replace(record, notice=notice))
+            if notice is not None:
+                change.say(EventKind.NOTICE, f"{notice.kind.value}, until {notice.deadline}", host=record.name)
+            else:
+                change.say(EventKind.NOTICE_WITHDRAWN, host=record.name)

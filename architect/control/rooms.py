@@ -1,0 +1,62 @@
+"""Rooms: what placement may count on at each host, from records and reports.
+
+A host's free memory is what it reported, less what was promised since: VMs placed there that its report does not show yet, and VMs
+that are moving there and are not in its report. So two requests at the same moment never get the same room.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from architect.control.fabric import Fabric
+from architect.control.records import HostRecord
+from architect.model.ids import HostName, VmId
+from architect.policy.placement import HostRoom
+
+
+class HostState(StrEnum):
+    """A host's state as users see it."""
+
+    READY = "ready"
+    DRAINING = "draining"
+    LEAVING = "leaving"
+    LOST = "lost"
+
+
+def host_state(fabric: Fabric, record: HostRecord) -> HostState:
+    """Lost before leaving before draining before ready; a host that this process has not heard of yet counts as lost to users."""
+    if fabric.fleet.is_lost(record.name) or not fabric.fleet.has_reported(record.name):
+        return HostState.LOST
+    if record.notice is not None:
+        return HostState.LEAVING
+    return HostState.DRAINING if record.draining else HostState.READY
+
+
+def room_at(fabric: Fabric, record: HostRecord) -> HostRoom:
+    """What placement knows of one host."""
+    state = host_state(fabric, record)
+    closed = "" if state is HostState.READY else f"is {state.value}"
+    if not closed and fabric.fleet.report(record.name) is None:
+        closed = "is not connected"
+    return HostRoom(record.name, free_bytes(fabric, record.name), closed)
+
+
+def rooms(fabric: Fabric) -> list[HostRoom]:
+    """What placement knows of all hosts."""
+    return [room_at(fabric, record) for record in fabric.book.hosts.values()]
+
+
+def free_bytes(fabric: Fabric, host: HostName) -> int:
+    """Reported free memory less promises; what was last reported if the host is not connected."""
+    report = fabric.fleet.report(host)
+    if report is None:
+        return fabric.fleet.last_free_bytes(host)
+    shown = {vm.id for vm in report.vms}
+    promised = {vm.id for vm in fabric.book.vms.values() if vm.host == host and not vm.state.is_terminal and not vm.is_tombstone}
+    promised |= {move.vm for move in fabric.book.open_moves() if move.target == host}
+    return max(report.memory_free_bytes - sum(_memory_bytes(fabric, vm) for vm in promised - shown), 0)
+
+
+def _memory_bytes(fabric: Fabric, vm: VmId) -> int:
+    record = fabric.book.vms.get(vm)
+    return record.request.memory_bytes if record is not None else 0

@@ -1,0 +1,84 @@
+"""Routes about hosts, events, and the control plane itself."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Query
+from fastapi.responses import Response
+
+from architect.control.evacuate import drain_host, set_draining
+from architect.control.fabric import Fabric
+from architect.control.followers import Progress
+from architect.control.remove_host import remove_host
+from architect.control.views import DrainView, EventView, HostView, event_view, host_view
+from architect.rest.answers import ResultLine, document, lines
+from architect.rest.documentation import answers
+from architect.version import VERSION
+
+
+class StatusView(msgspec.Struct, frozen=True):
+    """Who answers, and whether the edge is connected; `public_addresses` are the edge's."""
+
+    version: str
+    fabric: str
+    edge_connected: bool
+    public_addresses: tuple[str, ...]
+
+
+def fabric_routes(fabric: Fabric) -> APIRouter:
+    """All routes under /v1 that are not about VMs."""
+    router = APIRouter(prefix="/v1", tags=["fabric"])
+
+    @router.get("/status", responses=answers(StatusView, "the control plane"))
+    async def status() -> Response:
+        """The control plane answers."""
+        addresses = fabric.edge.facts.public_addresses if fabric.edge.facts is not None else ()
+        return document(StatusView(VERSION, fabric.config.fabric, fabric.edge.is_connected, addresses))
+
+    @router.get("/hosts", responses=answers(list[HostView], "all hosts, by name"))
+    async def list_hosts() -> Response:
+        """All hosts."""
+        return document([host_view(fabric, record) for _, record in sorted(fabric.book.hosts.items())])
+
+    @router.post("/hosts/{host}/drain", responses=answers(Progress | DrainView, "progress, then what left", streams=True))
+    async def drain(host: str) -> Response:
+        """Move all VMs away; the host takes none until it is opened."""
+        return await lines(_drained(fabric, host))
+
+    @router.post("/hosts/{host}/open", responses=answers(HostView, "the host"))
+    async def open_host(host: str) -> Response:
+        """Take VMs again after a drain."""
+        return document(host_view(fabric, await set_draining(fabric, host, draining=False)))
+
+    @router.delete("/hosts/{host}", responses=answers(HostView, "the host, as it was"))
+    async def remove(host: str) -> Response:
+        """Forget a host that runs nothing."""
+        view = host_view(fabric, fabric.book.find_host(host))
+        await remove_host(fabric, host)
+        return document(view)
+
+    @router.get("/events", responses=answers(EventView, "events, oldest first", streams=True))
+    async def events(follow: bool = False, after: Annotated[int, Query(ge=0)] = 0) -> Response:
+        """What happened after the event with sequence number `after`; with `follow` also what will."""
+        return await lines(_events(fabric, after, follow=follow))
+
+    return router
+
+
+async def _drained(fabric: Fabric, host: str) -> AsyncIterator[Any]:
+    async for item in drain_host(fabric, host):
+        yield ResultLine(item) if isinstance(item, DrainView) else item
+
+
+async def _events(fabric: Fabric, after: int, *, follow: bool) -> AsyncIterator[Any]:
+    seen = fabric.bell.count
+    while True:
+        for record in [event for event in fabric.book.events if event.sequence > after]:
+            after = record.sequence
+            yield event_view(record)
+        if not follow:
+            return
+        seen = await fabric.bell.wait_rung(seen)

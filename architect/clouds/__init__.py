@@ -1,1 +1,6 @@
-"""The provider contract and one folder per cloud: notices, and (local) hosts made of network namespaces."""
+"""Clouds: notices that a host goes, and the local provider that plays three clouds on one machine (`clouds.local`)."""
+
+from architect.clouds.notice_source import NoticeHealth, NoticeSource
+from architect.clouds.providers import open_notice_source
+
+__all__ = ["NoticeHealth", "NoticeSource", "open_notice_source"]

@@ -65,7 +65,7 @@ class EdgeDatapath:
         self, fabric: str, name: str, nic: str, underlay_address: str, public_addresses: tuple[str, ...], control_port: int
     ) -> None:
         self._fabric = fabric
-        self._node = f"edge-{name}"
+        self._node = name
         self._nic = nic
         self._address = underlay_address
         self._public = public_addresses

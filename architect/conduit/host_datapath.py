@@ -83,7 +83,7 @@ class HostDatapath:
 
     def __init__(self, fabric: str, host: str, nic: str, underlay_address: str) -> None:
         self._fabric = fabric
-        self._node = f"host-{host}"
+        self._node = host
         self._nic = nic
         self._address = underlay_address
         self._taps: dict[int, Tap] = {}
@@ -292,6 +292,12 @@ class HostDatapath:
         stats = self._stats.get(U32(vni)) or PortStats()
         values = {field[0]: getattr(stats, field[0]) for field in PortStats._fields_}
         return PortCounters(held_dropped=links.transmit_drops(tap_name(vni)), **values)
+
+    def forwarded_packets(self, vni: int) -> int:
+        """How many of the VM's packets were sent on to the host where it is now; 0 if it has no port."""
+        self._loaded()
+        stats = self._stats.get(U32(vni))
+        return 0 if stats is None else int(stats.forwarded_packets)
 
     def host_counters(self) -> dict[str, int]:
         """The host's counters by name (drops by reason)."""

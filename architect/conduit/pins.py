@@ -15,7 +15,7 @@ from pathlib import Path
 from architect.conduit.bpf_map import BpfMap
 from architect.conduit.layout import LAYOUT_VERSION, NodeConfig
 from architect.conduit.libbpf import BpfError, library
-from architect.errors import HostError, IncompatibleError
+from architect.errors import ConflictError, HostError, IncompatibleError
 from architect.runtime.namespaces import NAMES, current_namespace
 
 BPFFS = Path("/sys/fs/bpf")
@@ -58,6 +58,7 @@ def prepare_pins(fabric: str, node: str) -> Path:
 
     Raises:
         HostError: bpffs cannot be used.
+        ConflictError: a node of that name lives in another network namespace.
         IncompatibleError: living pins of another layout version are there.
     """
     mount_bpffs()
@@ -65,6 +66,12 @@ def prepare_pins(fabric: str, node: str) -> Path:
     folder = pin_folder(fabric, node)
     config = _node_config(folder)
     if config is not None and config.netns != current_namespace().inode:
+        if config.netns in _living_namespaces():
+            raise ConflictError(
+                f"node {node} of fabric {fabric}",
+                "it exists in another network namespace",
+                "give the other one another name, or stop it",
+            )
         remove_pins(folder)
     elif config is not None and config.layout_version not in (0, LAYOUT_VERSION):
         raise IncompatibleError(

@@ -1,0 +1,50 @@
+"""Where the edge's table outlives its process: one JSON file, replaced as a whole.
+
+The file is renamed into place but not synced: it has to survive the process, not the machine (whose maps and flows are lost with
+it, and the control plane defines anew). So a steer waits for no disk in the middle of a switch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from architect.conduit.edge_table import EdgeTable
+from architect.errors import HostError
+
+FILE = "table.json"
+
+
+class EdgeStore:
+    """The table's file in the edge's state folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / FILE
+
+    def load(self) -> EdgeTable:
+        """The table as last saved; empty if there is none.
+
+        Raises:
+            HostError: the file cannot be read or is damaged.
+        """
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=EdgeTable)
+        except FileNotFoundError:
+            return EdgeTable()
+        except (OSError, msgspec.DecodeError) as error:
+            raise HostError(f"edge table {self._path}", str(error), "delete it; the control plane defines its VMs anew") from error
+
+    def save(self, table: EdgeTable) -> None:
+        """Replace the table.
+
+        Raises:
+            HostError: it cannot be written; the former one is still there.
+        """
+        temporary = self._path.with_suffix(".new")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            temporary.write_bytes(msgspec.json.encode(table))
+            temporary.rename(self._path)
+        except OSError as error:
+            raise HostError(f"edge table {self._path}", str(error), "make room on that disk, then repeat the request") from error

@@ -1,0 +1,172 @@
+"""HostedVm: one VM on this host, from its creation or arrival to its end or departure.
+
+It owns the VM's record, log and parts, and one task that watches the machine and the guest. Effects go in the order: record
+first, then effect, so that a successor of a killed agent knows what it finds. Handovers take the VM out of its own hands
+(`moving`): while one runs, nobody else pauses, stops or destroys it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+import msgspec
+
+from architect.agent.guest_session import GuestSession
+from architect.agent.host import Host
+from architect.agent.log_store import LogStore
+from architect.agent.vm_parts import VmParts, destroy_parts
+from architect.agent.vm_record import VmFolder, VmPhase, VmRecord
+from architect.drafter.machine_event import MachineEnded
+from architect.errors import ArchitectError, ConflictError, InternalError
+from architect.model.vm_spec import VmSpec
+from architect.model.vm_state import VmState
+from architect.wire.agent_messages import MigrationReport, VmObservation
+
+_log = logging.getLogger(__name__)
+EXIT_GRACE_S = 5.0
+
+
+class HostedVm:
+    """One VM on this host."""
+
+    def __init__(self, host: Host, folder: VmFolder, record: VmRecord) -> None:
+        self.host = host
+        self.folder = folder
+        self.record = record
+        self.parts: VmParts | None = None
+        self.guest: GuestSession | None = None
+        self.progress = ""
+        self.is_restored_paused = False
+        self.ended = asyncio.Event()
+        self.log = LogStore(folder.log)
+        self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def spec(self) -> VmSpec:
+        """The VM's spec; it is there once preparation is done."""
+        if self.record.spec is None:
+            raise InternalError(f"vm {self.record.request.name}", "has no spec yet", "report this as a defect")
+        return self.record.spec
+
+    def note(self, **changes: object) -> None:
+        """Write the record with these fields changed, and tell."""
+        record = msgspec.structs.replace(self.record, **changes)
+        self.folder.write(record)
+        self.record = record
+        self.host.changed()
+
+    def observe(self, moving: MigrationReport | None) -> VmObservation:
+        """The VM as reports show it."""
+        record = self.record
+        pid = self.parts.machine.qemu_pid if self.parts is not None else 0
+        state = (
+            {
+                VmPhase.CREATING: VmState.CREATING,
+                VmPhase.RUNNING: VmState.RUNNING,
+                VmPhase.INCOMING: VmState.MIGRATING,
+                VmPhase.OUTGOING: VmState.MIGRATING,
+                VmPhase.DEPARTED: VmState.MIGRATING,
+            }.get(record.phase)
+            or record.end_state
+            or VmState.LOST
+        )
+        return VmObservation(
+            record.id,
+            state,
+            record.term,
+            record.spec,
+            record.reason,
+            record.exit_code,
+            self.progress,
+            pid,
+            moving or record.last_move,
+        )
+
+    def watch(self, group: asyncio.TaskGroup, parts: VmParts, *, fresh: bool) -> None:
+        """Begin to watch the machine and its guest."""
+        assert self._watching is None
+        self.parts = parts
+        self.guest = GuestSession(self.spec, parts.machine.channel_path, self.log, fresh=fresh)
+        self._watching = group.create_task(self._watch(parts, self.guest))
+
+    async def _watch(self, parts: VmParts, guest: GuestSession) -> None:
+        """Until the VM is over, by its workload's exit or QEMU's end. A hostile guest ends the watch, not the agent."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                exiting = group.create_task(self._watch_guest(guest))
+                with contextlib.suppress(ArchitectError):
+                    async with contextlib.aclosing(parts.machine.events()) as events:  # type: ignore[type-var]
+                        async for event in events:
+                            if isinstance(event, MachineEnded):
+                                await self._machine_ended(event, exiting)
+                                break
+                exiting.cancel()
+        except* ArchitectError as errors:
+            for error in errors.exceptions:
+                _log.error("vm %s: %s", self.record.request.name, error)
+
+    async def _watch_guest(self, guest: GuestSession) -> None:
+        async with guest.connected():
+            exit_code = await guest.channel.wait_exit()
+            self.note(exit_code=exit_code)
+            await guest.power_off()
+            await asyncio.sleep(EXIT_GRACE_S)
+            if self.parts is not None:
+                await self.parts.machine.kill()
+
+    async def _machine_ended(self, event: MachineEnded, exiting: asyncio.Task[None]) -> None:
+        """QEMU is gone: give the guest's last words a moment to arrive, then close the books."""
+        record = self.record
+        if record.phase in (VmPhase.DEPARTED, VmPhase.OVER):
+            return
+        if record.exit_code is not None:
+            await self.finish(VmState.STOPPED if record.stop_asked else VmState.EXITED, "")
+        elif record.stop_asked:
+            await self.finish(VmState.STOPPED, "")
+        elif record.phase is VmPhase.RUNNING:
+            words = event.last_words or f"status {event.exit_status}"
+            await self.finish(VmState.LOST, f"QEMU ended on host {self.host.config.name} ({words}); no checkpoint exists")
+
+    async def finish(self, state: VmState, reason: str) -> None:
+        """The VM is over: note it, let go of all it had but record and output. Idempotent."""
+        if self.record.phase is VmPhase.OVER:
+            return
+        self.note(phase=VmPhase.OVER, end_state=state, reason=reason)
+        await destroy_parts(self.host, self.folder, self.record.request.vni, self.parts, keep_log=True)
+        self.parts = None
+        self.host.release(self.record.id)
+        self.log.end()
+        self.ended.set()
+        self.host.changed()
+
+    async def unwatch(self) -> None:
+        """Stop watching: the VM leaves, or is destroyed by somebody who knows why. Idempotent."""
+        if self._watching is not None:
+            watching, self._watching = self._watching, None
+            watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watching
+        self.guest = None
+
+    async def destroy(self) -> None:
+        """Delete all that this host has of the VM. Idempotent."""
+        await self.unwatch()
+        await destroy_parts(self.host, self.folder, self.record.request.vni, self.parts, keep_log=False)
+        self.parts = None
+        self.host.release(self.record.id)
+        self.log.close()
+        self.ended.set()
+        self.host.changed()
+
+    def live_guest(self) -> GuestSession:
+        """The guest of a VM that runs here.
+
+        Raises:
+            ConflictError: it does not.
+        """
+        if self.guest is None or self.record.phase is VmPhase.OVER:
+            state = self.record.end_state or self.record.phase
+            raise ConflictError(f"vm {self.record.request.name}", f"is {state}", "see `architect ps`")
+        return self.guest

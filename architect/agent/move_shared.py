@@ -1,0 +1,145 @@
+"""Adapters that both ends of a handover use: the VM at the edge, its output log, base disks, dialling the other agent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from architect.agent.host import Host
+from architect.agent.hosted_vm import HostedVm
+from architect.errors import HostError, NotFoundError, PeerError
+from architect.model.vm_spec import VmSpec
+from architect.runtime.rpc import Channel, open_channel
+from architect.runtime.tls import client_context, san_name
+from architect.wire.agent_messages import HostFacts
+from architect.wire.migration_messages import MigrationMessage
+
+BASE_PARTS_QUEUED_MAX = 4
+
+
+class VmAtEdge:
+    """`EdgePort`: one VM at the fabric's edge."""
+
+    def __init__(self, host: Host, spec: VmSpec) -> None:
+        self._host = host
+        self._spec = spec
+
+    async def steer(self, term: int, host: str, previous: str) -> None:
+        """As the port says."""
+        await self._host.edge.steer(self._spec.id, self._spec.request.vni, term, host, previous)
+
+    async def settle(self) -> None:
+        """As the port says."""
+        await self._host.edge.settle()
+
+
+class VmLog:
+    """`LogPort`: one VM's output on this host."""
+
+    def __init__(self, vm: HostedVm) -> None:
+        self._vm = vm
+
+    async def size(self) -> int:
+        """As the port says."""
+        return self._vm.log.size_bytes
+
+    async def read(self, offset: int, count: int) -> bytes:
+        """As the port says."""
+        return await asyncio.to_thread(self._vm.log.read_file, offset, count)
+
+    async def append(self, offset: int, data: bytes) -> None:
+        """As the port says."""
+        await asyncio.to_thread(self._vm.log.write_file, offset, data)
+
+
+class Bases:
+    """`BasePort`: this host's store of base disks. A base comes in one piece or not at all: what was cut off starts anew."""
+
+    def __init__(self, host: Host) -> None:
+        self._store = host.bases
+        self._parts: asyncio.Queue[tuple[int, bytes] | None] | None = None
+        self._importing: asyncio.Task[Path] | None = None
+        self._position = 0
+
+    async def present_bytes(self, digest: str, size_bytes: int) -> int:
+        """As the port says."""
+        return size_bytes if self._store.get(digest) is not None else 0
+
+    async def read(self, digest: str, offset: int, count: int) -> bytes:
+        """As the port says."""
+        path = self._store.get(digest)
+        if path is None:
+            raise NotFoundError(f"base disk {digest[:12]}", "is not here", "run the image again")
+
+        def pread() -> bytes:
+            with path.open("rb") as file:
+                return os.pread(file.fileno(), count, offset)
+
+        return await asyncio.to_thread(pread)
+
+    async def write(self, digest: str, size_bytes: int, offset: int, data: bytes) -> None:
+        """As the port says."""
+        if offset == 0:
+            await self._give_up()
+            self._parts, self._position = asyncio.Queue(BASE_PARTS_QUEUED_MAX), 0
+            self._importing = asyncio.create_task(self._store.import_chunks(digest, size_bytes, self._chunks(self._parts)))
+        if self._parts is None or self._importing is None or offset != self._position:
+            raise PeerError(f"base disk {digest[:12]}", f"part at {offset} is out of order", "send it from the start")
+        self._position += len(data)
+        is_last = self._position >= size_bytes
+        for part in ((offset, data), None) if is_last else ((offset, data),):
+            putting = asyncio.ensure_future(self._parts.put(part))
+            await asyncio.wait((putting, self._importing), return_when=asyncio.FIRST_COMPLETED)
+            putting.cancel()
+        if is_last or self._importing.done():
+            importing, self._importing, self._parts = self._importing, None, None
+            await importing
+
+    async def _give_up(self) -> None:
+        if self._importing is not None:
+            self._importing.cancel()
+            await asyncio.wait((self._importing,))
+            self._importing = None
+
+    @staticmethod
+    async def _chunks(parts: asyncio.Queue[tuple[int, bytes] | None]) -> AsyncIterator[tuple[int, bytes]]:
+        while (part := await parts.get()) is not None:
+            if part[1].count(0) != len(part[1]):
+                yield part
+
+
+class TargetDial:
+    """`DialPort`: the agent of the target host."""
+
+    def __init__(self, host: Host, target: HostFacts) -> None:
+        self._host = host
+        self._target = target
+
+    async def dial(self) -> Channel:
+        """As the port says."""
+        return await open_channel(
+            (self._target.address, self._target.migration_port),
+            MigrationMessage,
+            None,
+            f"host {self._target.name}",
+            tls=client_context(Path(self._host.config.tls_dir)),
+            server_name=san_name(f"agent:{self._target.name}"),
+        )
+
+
+def connect_unix(path: str | Path) -> socket.socket:
+    """A connected socket to a unix path of ours; the caller closes it.
+
+    Raises:
+        HostError: nobody listens there.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(str(path))
+    except OSError as error:
+        connection.close()
+        raise HostError(f"socket {path}", str(error), "see whether the VM's processes still run") from error
+    return connection

@@ -1,0 +1,191 @@
+"""The source's adapters: one VM that leaves this host, as the handover engine sees it (`migration.source_ports`)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from architect.agent.host import Host
+from architect.agent.hosted_vm import HostedVm
+from architect.agent.move_shared import connect_unix
+from architect.agent.vm_parts import VmParts
+from architect.drafter.disk_export import start_frozen_export, stop_frozen_export
+from architect.drafter.disk_mirror import DiskMirror
+from architect.errors import HostError
+from architect.migration.handover_plan import MemoryCut, MemoryProgress, MirrorProgress, RoundStats
+from architect.model.ids import MigrationId
+from architect.silo import memory_messages as m
+
+QUIET_POLL_S = 0.01
+
+
+def parts_of(vm: HostedVm) -> VmParts:
+    """The VM's running parts.
+
+    Raises:
+        HostError: they are gone.
+    """
+    if vm.parts is None:
+        raise HostError(f"vm {vm.record.request.name}", "its processes are gone from this host", "see `architect events`")
+    return vm.parts
+
+
+class SourceMachine:
+    """`SourceMachinePort` over QEMU and the guest."""
+
+    def __init__(self, vm: HostedVm) -> None:
+        self._vm = vm
+
+    async def run_hook(self, name: str) -> None:
+        """As the port says."""
+        if self._vm.guest is not None:
+            await self._vm.guest.run_hook(name)
+
+    async def sync_clock(self) -> None:
+        """As the port says."""
+        if self._vm.guest is not None:
+            await self._vm.guest.sync_clock()
+
+    async def start_mirror(self, path: str) -> None:
+        """As the port says."""
+        with contextlib.closing(connect_unix(path)) as connection:
+            await DiskMirror(parts_of(self._vm).machine).start(connection.fileno())
+
+    async def mirror_progress(self) -> MirrorProgress:
+        """As the port says."""
+        progress = await DiskMirror(parts_of(self._vm).machine).progress()
+        if progress is None:
+            raise HostError(f"disk of vm {self._vm.record.request.name}", "its mirror has ended early", "see the target's disk")
+        return MirrorProgress(progress.is_ready, progress.done_bytes, progress.total_bytes)
+
+    async def finish_mirror(self) -> None:
+        """As the port says."""
+        await DiskMirror(parts_of(self._vm).machine).finish()
+
+    async def cancel_mirror(self) -> None:
+        """As the port says."""
+        if self._vm.parts is not None:
+            await DiskMirror(self._vm.parts.machine).cancel()
+
+    async def export_disk_for_postcopy(self) -> str:
+        """As the port says."""
+        return str(await start_frozen_export(parts_of(self._vm).machine))
+
+    async def withdraw_disk_export(self) -> None:
+        """As the port says."""
+        if self._vm.parts is not None:
+            await stop_frozen_export(self._vm.parts.machine)
+
+    async def pause(self) -> float:
+        """As the port says."""
+        return await parts_of(self._vm).machine.pause()
+
+    async def resume(self) -> None:
+        """As the port says."""
+        await parts_of(self._vm).machine.resume()
+
+    async def save_device_state(self) -> bytes:
+        """As the port says."""
+        return await parts_of(self._vm).machine.save_device_state()
+
+    async def destroy(self) -> None:
+        """As the port says."""
+        await self._vm.destroy()
+
+
+class SourceMemory:
+    """`SourceMemoryPort` over the memory process."""
+
+    def __init__(self, vm: HostedVm) -> None:
+        self._vm = vm
+
+    async def open_source(self, session: MigrationId, address: str, port: int, server_name: str, streams: int) -> None:
+        """As the port says."""
+        await parts_of(self._vm).memory.open_source(m.SourceOptions(session, address, port, server_name, streams))
+
+    async def bulk(self) -> RoundStats:
+        """As the port says."""
+        return _stats(await parts_of(self._vm).memory.bulk())
+
+    async def round(self) -> RoundStats:
+        """As the port says."""
+        return _stats(await parts_of(self._vm).memory.round())
+
+    async def progress(self) -> MemoryProgress:
+        """As the port says."""
+        status = await parts_of(self._vm).memory.status()
+        return MemoryProgress(status.bytes_sent, status.pages_left)
+
+    async def cut(self, postcopy: bool) -> MemoryCut:
+        """As the port says."""
+        cut = await parts_of(self._vm).memory.cut(postcopy=postcopy)
+        return MemoryCut(cut.root, cut.pages_missing, cut.bytes_sent)
+
+    async def full_hash(self) -> str:
+        """As the port says."""
+        return await parts_of(self._vm).memory.full_hash()
+
+    async def serve_until_done(self) -> None:
+        """As the port says."""
+        await parts_of(self._vm).memory.serve_until_done()
+
+    async def abort_source(self) -> None:
+        """As the port says."""
+        if self._vm.parts is not None:
+            await self._vm.parts.memory.abort_source()
+
+    async def is_serving(self) -> bool:
+        """As the port says."""
+        return (await parts_of(self._vm).memory.status()).state == "serving"
+
+    async def tunnel_listen(self, name: str) -> str:
+        """As the port says."""
+        path = str(self._vm.folder.memory / f"{name}.sock")
+        await parts_of(self._vm).memory.tunnel_listen(name, path)
+        return path
+
+    async def tunnel_connect(self, name: str, path: str) -> None:
+        """As the port says."""
+        await parts_of(self._vm).memory.tunnel_connect(name, path)
+
+
+class SourceFlows:
+    """`SourceFlowPort` over this host's datapath."""
+
+    def __init__(self, host: Host, vm: HostedVm) -> None:
+        self._host = host
+        self._vni = vm.record.request.vni
+
+    async def set_forward(self, target_address: str) -> None:
+        """As the port says."""
+        self._host.datapath.set_forward(self._vni, target_address)
+
+    async def set_local(self) -> None:
+        """As the port says."""
+        self._host.datapath.set_local(self._vni)
+
+    async def wait_drained(self, timeout_s: float) -> None:
+        """As the port says."""
+        if not await self._host.datapath.tap(self._vni).wait_drained(timeout_s):
+            raise HostError(f"tap of VM {self._vni}", f"the guest has not taken its packets in {timeout_s:g} s", "see its load")
+
+    async def wait_quiet(self, timeout_s: float) -> None:
+        """As the port says."""
+        quiet_s = max(2 * (self._host.edge.round_trip.least_s or 0.0), 0.02)
+        clock = self._host.clock
+        deadline_s = clock.monotonic_s() + timeout_s
+        forwarded, since_s = -1, clock.monotonic_s()
+        while True:
+            now_s = clock.monotonic_s()
+            seen = self._host.datapath.counters(self._vni).forwarded_packets
+            if seen != forwarded:
+                forwarded, since_s = seen, now_s
+            elif now_s - since_s >= quiet_s:
+                return
+            if now_s >= deadline_s:
+                raise HostError(f"tunnel of VM {self._vni}", f"packets still come after {timeout_s:g} s", "see the edge")
+            await asyncio.sleep(QUIET_POLL_S)
+
+
+def _stats(stats: m.RoundStats) -> RoundStats:
+    return RoundStats(stats.pages, stats.bytes_sent, stats.duration_s, stats.dirty_after)

@@ -1,0 +1,159 @@
+"""The target's adapters: one VM that comes to this host, as the handover engine sees it (`migration.target_ports`)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+
+from architect.agent.host import Host
+from architect.agent.hosted_vm import HostedVm
+from architect.agent.move_shared import connect_unix
+from architect.agent.move_source import parts_of
+from architect.agent.vm_parts import start_incoming
+from architect.conduit.layout import PortState
+from architect.drafter.disk_export import start_incoming_export, stop_incoming_export
+from architect.drafter.disk_postcopy import attach_remote, complete_stream, start_stream
+from architect.drafter.overlay import create_overlay
+from architect.errors import ArchitectError, LostError
+from architect.migration.target_ports import MemoryListener
+from architect.model.ids import MigrationId
+from architect.model.vm_spec import VmSpec
+
+DISK_FILL_TIMEOUT_S = 3600.0
+
+
+class TargetMachine:
+    """`TargetMachinePort` over QEMU."""
+
+    def __init__(self, host: Host, vm: HostedVm, group: asyncio.TaskGroup) -> None:
+        self._host = host
+        self._vm = vm
+        self._group = group
+        self._remote: socket.socket | None = None
+
+    async def start_incoming(self, spec: VmSpec) -> str:
+        """As the port says."""
+        parts = await start_incoming(self._host, self._vm.folder, spec)
+        self._vm.parts = parts
+        return str(await start_incoming_export(parts.machine))
+
+    async def stop_export(self) -> None:
+        """As the port says."""
+        if self._vm.parts is not None:
+            await stop_incoming_export(self._vm.parts.machine)
+
+    async def attach_postcopy_disk(self, path: str) -> None:
+        """As the port says."""
+        machine = parts_of(self._vm).machine
+        spec = self._vm.spec
+        fresh = self._vm.folder.path / "overlay-fresh.qcow2"
+        await create_overlay(fresh, max(spec.request.disk_bytes, spec.base.size_bytes))
+        os.chown(fresh, self._host.config.vm_uid, self._host.config.vm_uid)
+        fresh.chmod(0o600)
+        self._remote = connect_unix(path)
+        await attach_remote(machine, self._remote.fileno(), fresh)
+
+    async def load_device_state(self, state: bytes) -> None:
+        """As the port says."""
+        await parts_of(self._vm).machine.load_device_state(state)
+
+    async def resume(self) -> float:
+        """As the port says."""
+        return await parts_of(self._vm).machine.resume()
+
+    async def wait_disk_present(self) -> None:
+        """As the port says."""
+        if self._remote is None:
+            return
+        machine = parts_of(self._vm).machine
+        try:
+            await start_stream(machine)
+            await complete_stream(machine, DISK_FILL_TIMEOUT_S)
+        except ArchitectError as error:
+            raise LostError(f"disk of vm {self._vm.record.request.name}", error.cause, error.next_step) from error
+        self._remote.close()
+        self._remote = None
+
+    async def run_hook(self, name: str) -> None:
+        """As the port says."""
+        if self._vm.guest is not None:
+            await self._vm.guest.run_hook(name)
+
+    async def sync_clock(self) -> None:
+        """As the port says."""
+        if self._vm.guest is not None:
+            await self._vm.guest.sync_clock()
+
+    async def destroy(self) -> None:
+        """As the port says."""
+        if self._remote is not None:
+            self._remote.close()
+            self._remote = None
+        await self._vm.destroy()
+
+
+class TargetMemory:
+    """`TargetMemoryPort` over the memory process."""
+
+    def __init__(self, host: Host, vm: HostedVm) -> None:
+        self._host = host
+        self._vm = vm
+
+    async def open_target(self, session: MigrationId) -> MemoryListener:
+        """As the port says."""
+        address = self._host.config.address
+        endpoint = await parts_of(self._vm).memory.open_target(session, address)
+        return MemoryListener(address, endpoint.port, self._host.server_name)
+
+    async def apply_cut(self, root: str, postcopy: bool) -> None:
+        """As the port says."""
+        await parts_of(self._vm).memory.apply_cut(root, postcopy=postcopy)
+
+    async def full_hash(self) -> str:
+        """As the port says."""
+        return await parts_of(self._vm).memory.full_hash()
+
+    async def wait_all_present(self) -> None:
+        """As the port says."""
+        await parts_of(self._vm).memory.wait_all_present()
+
+    async def abort_target(self) -> None:
+        """As the port says."""
+        if self._vm.parts is not None:
+            with contextlib.suppress(ArchitectError):
+                await self._vm.parts.memory.abort_target()
+
+    async def tunnel_listen(self, name: str) -> str:
+        """As the port says."""
+        path = str(self._vm.folder.memory / f"{name}.sock")
+        await parts_of(self._vm).memory.tunnel_listen(name, path)
+        return path
+
+    async def tunnel_connect(self, name: str, path: str) -> None:
+        """As the port says."""
+        await parts_of(self._vm).memory.tunnel_connect(name, path)
+
+
+class TargetFlows:
+    """`TargetFlowPort` over this host's datapath. `source` is the source host's underlay address."""
+
+    def __init__(self, host: Host, vm: HostedVm, source: str) -> None:
+        self._host = host
+        self._vni = vm.record.request.vni
+        self._source = source
+
+    async def hold(self) -> None:
+        """As the port says."""
+        self._host.datapath.set_local(self._vni, self._source)
+
+    async def set_local(self) -> None:
+        """As the port says."""
+        facts = self._host.datapath.adopt(self._vni)
+        if facts.state is not PortState.LOCAL:
+            self._host.datapath.set_local(self._vni, self._source)
+
+    async def relay(self, source_address: str) -> None:
+        """As the port says."""
+        await asyncio.to_thread(self._host.datapath.relay, self._vni, source_address)

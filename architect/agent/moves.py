@@ -1,0 +1,213 @@
+"""Moves: the handovers that leave and reach this host, between the engines (`migration`) and the VMs here.
+
+Implements what the engines need of a host (`SourceHostPort`, `TargetHostPort`), serves other agents on the migration port, and
+takes up what an agent before us had begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import msgspec
+
+from architect.agent.host import Host
+from architect.agent.hosted_vm import HostedVm
+from architect.agent.move_shared import Bases, TargetDial, VmAtEdge, VmLog
+from architect.agent.move_source import SourceFlows, SourceMachine, SourceMemory
+from architect.agent.move_target import TargetFlows, TargetMachine, TargetMemory
+from architect.agent.vm_record import VmFolder, VmPhase, VmRecord
+from architect.agent.vm_table import VmTable
+from architect.errors import ArchitectError, ConflictError
+from architect.migration.handover_plan import HandoverPlan
+from architect.migration.handover_source import HandoverSource
+from architect.migration.handover_target import HandoverTarget
+from architect.migration.source_ports import Handover, SourcePorts
+from architect.migration.target_ports import TargetPorts
+from architect.model.handover_state import HandoverState
+from architect.model.ids import HostName, MigrationId, VmId
+from architect.model.vm_spec import VmSpec
+from architect.model.vm_state import VmState
+from architect.runtime.rpc import Channel, peer_name
+from architect.runtime.tls import server_context
+from architect.wire.agent_messages import MigrateVm, MigrationReport
+from architect.wire.migration_messages import MigrationMessage, Prepare
+
+PEERS_MAX = 64
+
+_log = logging.getLogger(__name__)
+
+
+class Moves:
+    """All handovers of this host. `group` owns the VMs' tasks."""
+
+    def __init__(self, host: Host, table: VmTable, group: asyncio.TaskGroup) -> None:
+        self._host = host
+        self._table = table
+        self._group = group
+        self.source = HandoverSource(self, host.clock, host.entropy)
+        self.target = HandoverTarget(host.facts, self, host.clock, host.entropy)
+        self._peers = 0
+
+    async def run(self) -> None:
+        """Serve other agents and own all handovers, until cancelled."""
+        context = server_context(Path(self._host.config.tls_dir))
+        config = self._host.config
+        server = await asyncio.start_server(self._serve_peer, config.address, config.migration_port, ssl=context, limit=8 << 20)
+        async with server, asyncio.TaskGroup() as group:
+            group.create_task(self.source.run())
+            group.create_task(self.target.run())
+            await server.serve_forever()
+
+    async def _serve_peer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        name = peer_name(writer)
+        role, _, host = name.partition(":")
+        if role != "agent" or self._peers >= PEERS_MAX:
+            _log.warning("migration port: refused %r", name or "a peer without a name")
+            writer.close()
+            return
+        self._peers += 1
+        connection = self.target.connection(HostName(host))
+        try:
+            await Channel(reader, writer, MigrationMessage, connection.handle, f"host {host}").run()
+        except ArchitectError as error:
+            _log.warning("migration port: %s", error)
+        finally:
+            self._peers -= 1
+            connection.ended()
+
+    # SourceHostPort
+
+    async def open_handover(self, request: MigrateVm) -> Handover:
+        """As the port says."""
+        vm = self._table.find(request.vm)
+        if vm.record.phase is not VmPhase.RUNNING:
+            state = vm.record.end_state or vm.record.phase
+            raise ConflictError(f"vm {vm.record.request.name}", f"is {state}", "move it when it runs")
+        if request.target.name == self._host.config.name:
+            raise ConflictError(f"vm {vm.record.request.name}", f"is on host {request.target.name} already", "choose another host")
+        vm.note(phase=VmPhase.OUTGOING, migration=request.migration, peer=request.target.name)
+        return self.outgoing(vm, request)
+
+    def outgoing(self, vm: HostedVm, request: MigrateVm) -> Handover:
+        """The handover of `request`, with its ports."""
+        host = self._host
+        now_s = host.clock.monotonic_s()
+        plan = HandoverPlan(
+            migration=request.migration,
+            spec=vm.spec,
+            term=vm.record.term,
+            source=host.facts,
+            target=request.target,
+            mode=request.mode,
+            started_at_s=now_s,
+            deadline_at_s=None if request.deadline_s is None else now_s + request.deadline_s,
+            verify=request.verify,
+        )
+        ports = SourcePorts(
+            SourceMachine(vm),
+            SourceMemory(vm),
+            SourceFlows(host, vm),
+            VmAtEdge(host, vm.spec),
+            VmLog(vm),
+            Bases(host),
+            host.ownership,
+        )
+        return Handover(plan, ports, TargetDial(host, request.target))
+
+    def keep(self, plan: HandoverPlan) -> None:
+        """As the port says."""
+        path = self._table.folder(plan.vm).path / "handover.json"
+        path.write_bytes(msgspec.json.encode(plan))
+
+    def forget(self, plan: HandoverPlan) -> None:
+        """As the port says."""
+        (self._table.folder(plan.vm).path / "handover.json").unlink(missing_ok=True)
+
+    def ended(self, report: MigrationReport, term: int, keeps: bool) -> None:
+        """As the port says."""
+        vm = self._table.get(report.vm)
+        if keeps and vm is not None:
+            vm.note(phase=VmPhase.RUNNING, term=term, last_move=report, migration=MigrationId(""), peer="")
+        else:
+            self._table.depart(report)
+
+    # TargetHostPort
+
+    async def reserve(self, request: Prepare) -> TargetPorts:
+        """As the port says."""
+        spec = request.spec
+        present = self._table.get(spec.id)
+        if present is not None and present.record.phase is not VmPhase.INCOMING:
+            raise ConflictError(f"vm {spec.request.name}", f"host {self._host.config.name} has it already", "see `architect ps`")
+        self._host.reserve(spec.id, spec.machine.memory_bytes)
+        try:
+            folder = VmFolder(self._host.vms_dir, spec.id)
+            folder.make()
+            record = VmRecord(
+                spec.request, VmPhase.INCOMING, request.term, spec, migration=request.migration, peer=request.source.name
+            )
+            folder.write(record)
+            (folder.path / "prepare.json").write_bytes(msgspec.json.encode(request))
+            vm = HostedVm(self._host, folder, record)
+        except BaseException:
+            self._host.release(spec.id)
+            raise
+        self._table.add(vm)
+        return self.incoming(vm, request)
+
+    def incoming(self, vm: HostedVm, request: Prepare) -> TargetPorts:
+        """The ports to a VM that comes."""
+        host = self._host
+        return TargetPorts(
+            TargetMachine(host, vm, self._group), TargetMemory(host, vm), TargetFlows(host, vm, request.source.address),
+            VmAtEdge(host, vm.spec), VmLog(vm), Bases(host), host.ownership,
+        )  # fmt: skip
+
+    def taken_over(self, migration: MigrationId, spec: VmSpec, term: int) -> None:
+        """As the port says."""
+        vm = self._table.find(spec.id)
+        vm.note(phase=VmPhase.RUNNING, term=term, workload_started=True)
+        vm.log.reload()
+        if vm.parts is not None and vm.guest is None:
+            vm.watch(self._group, vm.parts, fresh=False)
+
+    def filled(self, vm: VmId) -> None:
+        """As the port says."""
+        found = self._table.get(vm)
+        if found is not None:
+            (found.folder.path / "prepare.json").unlink(missing_ok=True)
+            found.note(migration=MigrationId(""), peer="")
+
+    def lost(self, vm: VmId, reason: str) -> None:
+        """As the port says."""
+        found = self._table.get(vm)
+        if found is not None:
+            self._group.create_task(found.finish(VmState.LOST, reason))
+
+    def abandoned(self, vm: VmId, source: HostName, reason: str) -> None:
+        """As the port says."""
+        _log.info("vm %s did not come from host %s: %s", vm, source, reason)
+        self._table.drop(vm)
+
+    # requests
+
+    async def migrate(self, request: MigrateVm, on_report: object) -> MigrationReport:
+        """Move a VM; `on_report` is called with each report."""
+        assert callable(on_report)
+        return await self.source.migrate(request, on_report)
+
+    def moving(self, vm: VmId) -> MigrationReport | None:
+        """How the VM's handover stands, if one leaves this host."""
+        report = self.source.report(vm)
+        return report if report is not None and report.state is not HandoverState.DONE else None
+
+    def check_still(self, vm: VmId, name: str) -> None:
+        """Refuse while the VM moves.
+
+        Raises:
+            ConflictError: it does.
+        """
+        if self.source.is_moving(vm):
+            raise ConflictError(f"vm {name}", "is being moved", "wait for the end of the move")

@@ -1,0 +1,181 @@
+"""The parts of one VM on this host: memory process, tap, disk, machine; made in order, undone in reverse, found again.
+
+Nothing here decides; `hosted_vm` and the handover's adapters do. Every function may be repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from architect.agent.host import Host
+from architect.agent.vm_record import VmFolder
+from architect.conduit.host_datapath import VmPort
+from architect.conduit.layout import PortState
+from architect.drafter.machine import Machine
+from architect.drafter.machine_options import DiskPaths, MachineOptions
+from architect.drafter.overlay import create_overlay
+from architect.drafter.template import TemplateOptions, ensure_template, start_from_template
+from architect.errors import ArchitectError, HostError, NotFoundError
+from architect.model.vm_spec import VmSpec
+from architect.silo.memory_client import MemoryOptions, MemoryProcess
+from architect.silo.tracker import MemoryRole
+
+GENERATION_ID = "00000000-0000-0000-0000-000000000001"
+
+
+@dataclass
+class VmParts:
+    """What runs for one VM on this host."""
+
+    memory: MemoryProcess
+    machine: Machine
+
+    async def detach(self) -> None:
+        """Let go of the processes, which run on."""
+        with contextlib.suppress(ArchitectError):
+            await self.machine.detach()
+        await self.memory.close()
+
+
+async def start_fresh(host: Host, folder: VmFolder, spec: VmSpec) -> VmParts:
+    """Make the VM from its template, halted, its guest waiting to be configured. On failure nothing is left but the folder."""
+    options = TemplateOptions(spec.machine, host.boot, host.config.vm_uid)
+    template = await ensure_template(options, host.cache_dir / "templates")
+    memory = await _spawn_memory(host, folder, spec)
+    try:
+        with _memfd(memory) as ram_fd:
+            machine = await start_from_template(template, await _machine_options(host, folder, spec, ram_fd))
+        try:
+            await memory.attach(machine.qemu_pid, MemoryRole.FRESH)
+        except BaseException:
+            await asyncio.shield(machine.kill())
+            raise
+    except BaseException:
+        await asyncio.shield(_end_memory(memory))
+        raise
+    return VmParts(memory, machine)
+
+
+async def start_incoming(host: Host, folder: VmFolder, spec: VmSpec) -> VmParts:
+    """Make the VM for a move, waiting for memory, disk and device state. On failure nothing is left but the folder."""
+    memory = await _spawn_memory(host, folder, spec)
+    try:
+        with _memfd(memory) as ram_fd:
+            options = await _machine_options(host, folder, spec, ram_fd, incoming=True)
+            machine = await Machine.start(options)
+        try:
+            await memory.attach(machine.qemu_pid, MemoryRole.INCOMING)
+        except BaseException:
+            await asyncio.shield(machine.kill())
+            raise
+    except BaseException:
+        await asyncio.shield(_end_memory(memory))
+        raise
+    return VmParts(memory, machine)
+
+
+async def find_parts(host: Host, folder: VmFolder, spec: VmSpec) -> VmParts:
+    """The parts that an agent before us started.
+
+    Raises:
+        NotFoundError: QEMU has ended.
+        HostError: the memory process has ended and could not be replaced.
+    """
+    machine = await Machine.reattach(folder.machine)
+    try:
+        memory = await MemoryProcess.reattach(folder.memory)
+        host.datapath.adopt(spec.request.vni, machine.qemu_pid)
+    except BaseException:
+        await machine.detach()
+        raise
+    return VmParts(memory, machine)
+
+
+async def destroy_parts(host: Host, folder: VmFolder, vni: int, parts: VmParts | None, *, keep_log: bool) -> None:
+    """End everything of the VM on this host and delete it, but for record and output log if `keep_log`. Idempotent."""
+    machine = parts.machine if parts is not None else None
+    if machine is None:
+        with contextlib.suppress(ArchitectError):
+            machine = await Machine.reattach(folder.machine)
+    if machine is not None:
+        await machine.kill()
+    memory = parts.memory if parts is not None else None
+    if memory is None:
+        with contextlib.suppress(ArchitectError):
+            memory = await MemoryProcess.reattach(folder.memory)
+    if memory is not None:
+        await _end_memory(memory)
+    host.datapath.remove_vm(vni)
+    await asyncio.to_thread(_delete, folder, keep_log)
+
+
+def _delete(folder: VmFolder, keep_log: bool) -> None:
+    if not keep_log:
+        shutil.rmtree(folder.path, ignore_errors=True)
+        return
+    for path in (folder.machine, folder.memory):
+        shutil.rmtree(path, ignore_errors=True)
+    for overlay in folder.path.glob("overlay*"):
+        overlay.unlink(missing_ok=True)
+
+
+async def _spawn_memory(host: Host, folder: VmFolder, spec: VmSpec) -> MemoryProcess:
+    return await MemoryProcess.spawn(MemoryOptions(folder.memory, Path(host.config.tls_dir), spec.machine.memory_bytes))
+
+
+async def _end_memory(memory: MemoryProcess) -> None:
+    with contextlib.suppress(ArchitectError):
+        await memory.shutdown()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(memory.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _memfd(memory: MemoryProcess) -> Iterator[int]:
+    descriptor = memory.memfd()
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+async def _machine_options(host: Host, folder: VmFolder, spec: VmSpec, ram_fd: int, *, incoming: bool = False) -> MachineOptions:
+    request = spec.request
+    base = host.bases.get(spec.base.digest)
+    if base is None:
+        raise NotFoundError(f"base disk {spec.base.digest[:12]}", f"host {host.config.name} lacks it", "run the image again")
+    await create_overlay(folder.overlay, max(request.disk_bytes, spec.base.size_bytes))
+    _give_away(folder.overlay, host.config.vm_uid)
+    folder.machine.mkdir(parents=True, exist_ok=True)
+    host.datapath.remove_vm(request.vni)
+    port = VmPort(request.vni, request.address, spec.mac, request.mtu, host.config.edge_address)
+    tap = host.datapath.add_vm(port, PortState.BLOCKED)
+    return MachineOptions(
+        name=spec.id,
+        run_dir=folder.machine,
+        spec=spec.machine,
+        boot=host.boot,
+        ram_fd=ram_fd,
+        mac=spec.mac,
+        disk=DiskPaths(folder.overlay, base, request.host_fsync),
+        tap_fd=tap.fd,
+        incoming=incoming,
+        vm_generation_id=GENERATION_ID,
+        uid=host.config.vm_uid,
+        shim=host.shim,
+    )
+
+
+def _give_away(path: Path, uid: int) -> None:
+    try:
+        os.chown(path, uid, uid)
+        path.chmod(0o600)
+    except OSError as error:
+        raise HostError(f"disk {path}", str(error), "run the agent as root") from error

@@ -4,7 +4,8 @@ A device that opens proves nothing. On a host whose KVM is backed by PVM every i
 emulated instruction by instruction until it meets one that is not emulated (research/accelerators.md). So two things are tried in
 64-bit mode, in a VM of one CPU and 2 MiB: a loop at CPL 0 is timed, and a SYSCALL from CPL 3 has to arrive at CPL 0.
 
-`main` prints a `KvmProbe` as JSON; `accelerator` runs it in a process of its own, because a broken KVM may never come back from KVM_RUN.
+`main` prints a `KvmProbe` as JSON; `accelerator` runs it in a process of its own, because a broken KVM may never come back from
+KVM_RUN.
 
 Sources: Linux, Documentation/virt/kvm/api.rst; Intel SDM vol. 3, 5.8.8 (SYSCALL) and 27.3.1 (guest segment state).
 """

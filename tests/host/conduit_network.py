@@ -149,12 +149,12 @@ class Guest:
 
     def run_on(self, tap: Tap) -> None:
         """Let the VM run with this tap."""
-        self.pump = subprocess.Popen(
-            [self.network.pump, str(tap.fd), str(self.card.fd)],
-            pass_fds=(tap.fd, self.card.fd),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
+        command = [str(self.network.pump), str(tap.fd), str(self.card.fd)]
+        keep = (tap.fd, self.card.fd)
+        # In the guest's namespace, whatever the caller's is: a host's has to go when its name does.
+        self.pump = self.network.inside(
+            self.role,
+            lambda: subprocess.Popen(command, pass_fds=keep, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0),
         )
         set_offloads(tap)
         self._order(b"r")

@@ -30,8 +30,6 @@ Serve = Callable[[StreamConnection, Hello], None]
 class ListenError(HostError):
     """The data port cannot be opened."""
 
-    code = "listen"
-
 
 class DataListener:
     """Listens until `close`.
@@ -85,7 +83,7 @@ class DataListener:
     def _greet(self, plain: socket.socket, peer: str) -> tuple[StreamConnection, Hello]:
         tune(plain)
         plain.settimeout(HANDSHAKE_TIMEOUT_S)
-        connection = StreamConnection(self._tls.wrap_socket(plain, server_side=True), peer)
+        connection = StreamConnection(self._tls.wrap_socket(plain, server_side=True, suppress_ragged_eofs=False), peer)
         try:
             hello = connection.receive_as(Hello, HANDSHAKE_TIMEOUT_S)
             cause = self._accept(hello)

@@ -18,7 +18,7 @@ import time
 import numpy as np
 
 from architect.errors import ArchitectError
-from architect.model.sizes import EXTENT_BYTES, PAGE_BYTES, PAGES_PER_EXTENT
+from architect.model.sizes import EXTENT_BYTES, PAGES_PER_EXTENT
 from architect.silo.fault_latency import FaultLatency
 from architect.silo.page_receiver import PageReceiver
 from architect.silo.page_runs import Pages, encode_runs
@@ -162,7 +162,7 @@ class FaultServer:
         for first, last in ((page + 1, end), (start, page)):
             if last <= first or (receiver is not None and receiver.missing.flags[first:last].any()):
                 continue
-            self._tracker.userfault.install(self._tracker.address_of(first), _ZEROS_ADDRESS, (last - first) * PAGE_BYTES)
+            self._tracker.fill(first, _ZEROS_ADDRESS, last - first)
 
     def _take_answers(self, demand: StreamConnection) -> None:
         while True:

@@ -15,8 +15,6 @@ from architect.silo.userfault import DEVICE, FEATURES, MODE_MISSING, MODE_WP, Us
 class KernelError(HostError):
     """This kernel cannot track guest memory."""
 
-    code = "kernel"
-
 
 def check_kernel() -> None:
     """Track one page of our own; returns if that works.

@@ -37,8 +37,6 @@ _POLL_S = 0.01
 class MemoryStartError(HostError):
     """The memory process did not start."""
 
-    code = "memory-start"
-
 
 class MemoryOptions(msgspec.Struct, frozen=True):
     """How to start one. `run_dir` is the VM's, on a tmpfs; `command` starts `architect memory` and is given the rest."""
@@ -199,6 +197,20 @@ class MemoryProcess:
     async def abort_target(self) -> None:
         """Forget the move; after its end, too. Idempotent."""
         await self._ask(m.AbortTarget(), SHORT_TIMEOUT_S)
+
+    async def tunnel_listen(self, name: str, path: str) -> None:
+        """Carry connections to the unix socket `path` (made here) to the peer's `tunnel_connect` of this name. After `open_source`
+        or `open_target`; the peer's end is opened first."""
+        await self._ask(m.TunnelListen(name, path), SHORT_TIMEOUT_S)
+
+    async def tunnel_connect(self, name: str, path: str) -> None:
+        """What the peer carries here under this name goes to the unix socket `path`. As `tunnel_listen`."""
+        await self._ask(m.TunnelConnect(name, path), SHORT_TIMEOUT_S)
+
+    async def tunnel_close(self, name: str) -> m.TunnelBytes:
+        """End the tunnel with its connections; returns what it carried. Idempotent. Tunnels outlive the move's own ends."""
+        answer: m.TunnelBytes = await self._ask(m.TunnelClose(name), SHORT_TIMEOUT_S)
+        return answer
 
     async def full_hash(self, timeout_s: float = BULK_TIMEOUT_S) -> str:
         """The root of the memory as it is, read anew. The guest should be paused."""

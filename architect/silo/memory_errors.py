@@ -8,22 +8,14 @@ from architect.errors import ConflictError, HandoverError, LostError, PeerError
 class MemoryStateError(ConflictError):
     """The memory process cannot do that in its state."""
 
-    code = "memory-state"
-
 
 class CutError(HandoverError):
     """The target's memory at the cut is not the source's; the move has to be undone."""
-
-    code = "cut"
 
 
 class MemoryLostError(LostError):
     """Pages of a VM that runs after a post-copy cut can no longer be had."""
 
-    code = "memory-lost"
-
 
 class DigestError(PeerError):
     """Pages that arrived are not those that were sent."""
-
-    code = "digest"

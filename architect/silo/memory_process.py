@@ -30,6 +30,7 @@ from architect.silo.stream_connection import StreamConnection
 from architect.silo.stream_messages import Hello
 from architect.silo.target_session import TargetSession
 from architect.silo.tracker import MemoryRole, Tracker
+from architect.silo.tunnels import Tunnels
 from architect.wire.framing import PROTOCOL_VERSION
 
 STOP_TIMEOUT_S = 20.0
@@ -56,6 +57,7 @@ class MemoryService:
         self._serving: asyncio.Future[m.Served] | None = None
         self._target: TargetSession | None = None
         self._listener: DataListener | None = None
+        self._tunnels = Tunnels()
         self._error = ""
         self.ended = asyncio.Event()
 
@@ -63,7 +65,8 @@ class MemoryService:
         """Serve one request of the agent."""
         match message:
             case m.Attach():
-                return self._attach(message.pid, message.role)
+                self._attach(message.pid, message.role)
+                return m.Done()
             case m.GetStatus():
                 return self._status()
             case m.OpenSource():
@@ -103,6 +106,11 @@ class MemoryService:
             case m.AbortTarget():
                 await self._in_thread(self._abort_target)
                 return m.Done()
+            case m.TunnelListen() | m.TunnelConnect():
+                await self._in_thread(lambda: self._open_tunnel(message))
+                return m.Done()
+            case m.TunnelClose():
+                return await self._in_thread(lambda: self._tunnels.close(message.name))
             case m.FullHash():
                 if self._target is not None and self._target.is_running:
                     raise MemoryStateError("memory", "pages are still to come", "wait until all are present")
@@ -125,33 +133,37 @@ class MemoryService:
             future.add_done_callback(lambda done: done.exception())  # seen: nobody waits for it any more
             raise
 
-    def _attach(self, pid: int, role: MemoryRole, *, armed: bool = False) -> m.Done:
+    def _attach(self, pid: int, role: MemoryRole) -> None:
         if self._tracker is not None:
             if (self._tracker.pid, self._tracker.role) == (pid, role):
-                return m.Done()
+                return
             raise MemoryStateError("memory process", f"it watches process {self._tracker.pid}", "start another one")
-        self._tracker = Tracker(pid, self._ram, role, armed=armed)
-        self._log = DirtyLog(self._ram.page_count, self._folder, self._tracker.written)
+        self._watch(pid, role, armed=False)
         self._keep()
-        if role is MemoryRole.INCOMING:
-            self._faults = FaultServer(self._tracker, self._ram.page_count)
+        if self._faults is not None:
             self._faults.start()
-        return m.Done()
+
+    def _watch(self, pid: int, role: MemoryRole, *, armed: bool) -> Tracker:
+        tracker = self._tracker = Tracker(pid, self._ram, role, armed=armed)
+        self._log = DirtyLog(self._ram.page_count, self._folder, tracker.written)
+        if role is MemoryRole.INCOMING:
+            self._faults = FaultServer(tracker, self._ram.page_count)
+        return tracker
 
     def take_over(self) -> None:
         """Go on where a process before this one was killed, if its QEMU still runs."""
         if (kept := kept_state(self._folder)) is None:
             return
-        self._attach(kept.qemu_pid, kept.role, armed=True)
-        assert self._tracker is not None
+        tracker = self._watch(kept.qemu_pid, kept.role, armed=True)
+        if self._faults is None:
+            return
         if kept.incoming is not None:
-            assert self._faults is not None
             self._target = TargetSession(
-                kept.incoming.session, self._ram, self._tracker, self._faults, self._folder, self._keep, resumed=True
+                kept.incoming.session, self._ram, tracker, self._faults, self._folder, self._keep, resumed=True
             )
             self._listen(kept.incoming.address, kept.incoming.port)
-            self._keep()
-        self._tracker.wake_all()
+        self._faults.start()  # not before it knows what is missing: it would answer with zeros
+        tracker.wake_all()
 
     def _keep(self) -> None:
         assert self._tracker is not None
@@ -215,8 +227,18 @@ class MemoryService:
         target = self._receiving()
         if hello.purpose == "demand":
             target.serve_demand(connection)
+        elif hello.purpose == "tunnel":
+            self._tunnels.take(connection)
         else:
             target.serve_data(connection, hello)
+
+    def _open_tunnel(self, message: m.TunnelListen | m.TunnelConnect) -> None:
+        source = None
+        if self._source is not None:
+            source = (self._source.options, client_context(self._tls_folder))
+        elif self._target is None:
+            raise MemoryStateError(f"tunnel {message.name}", "no move goes on", "open the move's source or target first")
+        self._tunnels.open(message.name, message.path, listens=isinstance(message, m.TunnelListen), source=source)
 
     def _abort_target(self) -> None:
         if self._listener is not None:
@@ -273,6 +295,7 @@ class MemoryService:
 
     async def close(self) -> None:
         """End everything; what QEMU has registered stays."""
+        self._tunnels.close_all()
         await self._end_source()
         await self._in_thread(self._abort_target)
         if self._faults is not None:

@@ -2,7 +2,7 @@
 
 Page leaves, so that the pause hashes only the pages that changed; groups, so that a root after few changes is cheap at any size
 of RAM. The shape is fixed by the number of pages, which the root includes. A new tree is that of RAM that is all zeros.
-`set_leaves` may run in several threads for different pages; `root` must not run beside it.
+`set_leaves` may run in several threads for different pages; a `root` beside it may or may not know of it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class HashTree:
 
     def root(self) -> str:
         """The root, in hex; hashes what changed since the last call."""
-        extents = np.flatnonzero(self._stale)
+        extents = np.flatnonzero(self._stale.copy())
         self._stale[extents] = 0
         _rehash(self._leaves, self._extents, extents, PAGES_PER_EXTENT)
         _rehash(self._extents, self._groups, np.unique(extents // EXTENTS_PER_GROUP), EXTENTS_PER_GROUP)

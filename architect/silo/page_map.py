@@ -57,7 +57,8 @@ class PageMap:
 
     def _chunks(self) -> Iterator[Pages]:
         for start in range(0, self.page_count, CHUNK_PAGES):
-            yield np.flatnonzero(self.flags[start : start + CHUNK_PAGES]) + start
+            # A copy: numpy fails if another thread changes the number of them while it counts.
+            yield np.flatnonzero(self.flags[start : start + CHUNK_PAGES].copy()) + start
 
     def count(self) -> int:
         """How many pages are in the set."""

@@ -29,8 +29,6 @@ _NONE = np.empty(0, np.int64)
 class PageRunsError(PeerError):
     """A list of pages from the peer that is none: not ascending, or out of range."""
 
-    code = "page-runs"
-
 
 def no_pages() -> Pages:
     """The empty set."""

@@ -21,8 +21,6 @@ ACK_TIMEOUT_S = 30.0
 class BarrierError(PeerError):
     """The target acknowledged something else."""
 
-    code = "barrier"
-
 
 class Sent(msgspec.Struct):
     """What a sender has sent so far."""

@@ -30,8 +30,6 @@ _Arguments = ctypes.c_uint64 * 12
 class PagemapError(HostError):
     """The kernel refused a scan."""
 
-    code = "pagemap"
-
 
 class PagemapScanner:
     """Scans one process. Not for two threads at once.

@@ -27,8 +27,6 @@ _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int6
 class RamFileError(HostError):
     """The RAM file cannot be made, found or changed."""
 
-    code = "ram-file"
-
 
 class RamFile:
     """A guest's memory.

@@ -40,6 +40,7 @@ class SourceSession:
     """
 
     def __init__(self, options: SourceOptions, ram: RamFile, log: DirtyLog, tls: ssl.SSLContext) -> None:
+        self.options = options
         self._ram = ram
         self._log = log
         self._busy = threading.Lock()

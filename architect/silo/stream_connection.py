@@ -26,13 +26,9 @@ MessageT = TypeVar("MessageT")
 class StreamLostError(UnavailableError):
     """A data connection ended or its peer stopped answering."""
 
-    code = "stream-lost"
-
 
 class StreamRefusedError(UnavailableError):
     """The peer does not accept the connection."""
-
-    code = "stream-refused"
 
 
 class StreamConnection:
@@ -156,7 +152,7 @@ def dial(
         plain = socket.create_connection(address, timeout_s)
         tune(plain)
         plain.settimeout(timeout_s)
-        secure = tls.wrap_socket(plain, server_hostname=server_name)
+        secure = tls.wrap_socket(plain, server_hostname=server_name, suppress_ragged_eofs=False)
     except (OSError, ValueError) as error:
         raise StreamLostError(peer, f"cannot connect ({error})", "see the other host and the network between") from error
     connection = StreamConnection(secure, peer, body_bytes_max)

@@ -63,6 +63,8 @@ class TargetSession:
         """Why a connection that starts like this is not this session's; "" if it is."""
         if not hmac.compare_digest(hello.session.encode(), self.session.encode()):
             return "unknown session"
+        if hello.purpose == "tunnel":
+            return ""
         if hello.page_count != self._ram.page_count:
             return f"memory of {hello.page_count} pages for {self._ram.page_count}"
         if self._ended or hello.resume is not self.receiver.is_cut:

@@ -32,8 +32,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class AttachError(HostError):
     """A QEMU whose memory cannot be watched."""
 
-    code = "attach"
-
 
 class MemoryRole(Enum):
     """How a VM's memory came here: made here, or to be received from another host."""
@@ -111,6 +109,13 @@ class Tracker:
                 self.userfault.wake(self.address_of(first + at), PAGE_BYTES)
                 at += 1
         return installed
+
+    def fill(self, first: int, source: int, count: int) -> None:
+        """As `install`, where nobody waits for any but absent pages."""
+        at = 0
+        while at < count:
+            done = self.userfault.install(self.address_of(first + at), source, (count - at) * PAGE_BYTES)
+            at += done // PAGE_BYTES + 1
 
     def wake(self, first: int, count: int) -> None:
         """Let who waits for these pages try again."""

@@ -47,8 +47,6 @@ class _Copy(ctypes.Structure):
 class UserfaultError(HostError):
     """The kernel refused a userfaultfd request."""
 
-    code = "userfault"
-
 
 def open_userfault() -> int:
     """A userfaultfd of this process's own address space (for the self-check)."""

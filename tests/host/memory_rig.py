@@ -100,13 +100,14 @@ class Host:
     async def kill_memory(self) -> None:
         os.kill(self.memory.pid, 9)
         await self.memory.close()
-        await asyncio.to_thread(_wait_gone, self.memory.pid)
+        await asyncio.to_thread(wait_gone, self.memory.pid)
 
     async def source_options(self, port: int, session: str, streams: int = 2, **more: float) -> SourceOptions:
         return SourceOptions(session, ADDRESS, port, san_name("agent:beta"), streams, **more)  # type: ignore[arg-type]
 
 
-def _wait_gone(pid: int) -> None:
+def wait_gone(pid: int) -> None:
+    """Wait until a process has ended (its parent may not have seen it yet)."""
     while Path(f"/proc/{pid}/fd/0").exists():
         time.sleep(0.01)
 

@@ -12,11 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import architect
+from architect.agent.guest_files import ARTIFACTS, prepare_guest_files
 from architect.conduit.edge_client import EdgeClient
 from architect.conduit.host_datapath import HostDatapath
-from architect.drafter.initramfs import build_initramfs
-from architect.drafter.kernel import KERNEL_ARGUMENTS, fetch_guest_kernel
 from architect.drafter.machine_options import BootFiles
 from architect.drafter.qemu_facts import read_qemu_version
 from architect.errors import CapacityError
@@ -32,7 +30,6 @@ from architect.runtime.tls import san_name
 from architect.wire.agent_messages import HostFacts
 
 _log = logging.getLogger(__name__)
-ARTIFACTS = Path(architect.__file__).parent / "artifacts"
 
 
 @dataclass
@@ -102,9 +99,7 @@ async def open_host(config: AgentConfig, changed: Callable[[], None]) -> Host:
         HostError: the machine lacks something; names it.
     """
     cache_dir = Path(config.cache_dir)
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    kernel = await fetch_guest_kernel(cache_dir / "kernel")
-    initramfs = await build_initramfs(kernel, ARTIFACTS / "init", cache_dir / "initramfs")
+    guest_files = await prepare_guest_files(cache_dir)
     accelerator = await detect_accelerator(cache_dir)
     _log.info("accelerator %s: %s", accelerator.kind, accelerator.reason)
     facts = HostFacts(
@@ -119,8 +114,8 @@ async def open_host(config: AgentConfig, changed: Callable[[], None]) -> Host:
         qemu_version=await read_qemu_version(),
         tsc_khz=await asyncio.to_thread(measure_tsc_khz),
         kernel_release=os.uname().release,
-        kernel_sha256=kernel.sha256,
-        initramfs_sha256=initramfs.sha256,
+        kernel_sha256=guest_files.kernel_sha256,
+        initramfs_sha256=guest_files.initramfs_sha256,
         underlay_mtu=config.underlay_mtu,
     )
     state_dir = Path(config.state_dir)
@@ -131,6 +126,6 @@ async def open_host(config: AgentConfig, changed: Callable[[], None]) -> Host:
     datapath.attach()
     edge = EdgeClient(config.edge_address, config.edge_port, Path(config.tls_dir), f"agent:{config.name}", config.edge_name)
     return Host(
-        config, facts, BootFiles(kernel.vmlinux, initramfs.path, KERNEL_ARGUMENTS), BaseStore(state_dir / "images"), datapath, edge,
+        config, facts, guest_files.boot, BaseStore(state_dir / "images"), datapath, edge,
         DirectoryOwnershipLog(Path(config.ownership_dir)), SystemClock(), SystemEntropy(), changed, {},
     )  # fmt: skip

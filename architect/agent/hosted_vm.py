@@ -97,7 +97,7 @@ class HostedVm:
             async with asyncio.TaskGroup() as group:
                 exiting = group.create_task(self._watch_guest(guest))
                 with contextlib.suppress(ArchitectError):
-                    async with contextlib.aclosing(parts.machine.events()) as events:  # type: ignore[type-var]
+                    async with contextlib.aclosing(parts.machine.events()) as events:
                         async for event in events:
                             if isinstance(event, MachineEnded):
                                 await self._machine_ended(event, exiting)

@@ -16,6 +16,8 @@ from architect.errors import NotFoundError, UnavailableError
 def up(options: argparse.Namespace) -> int:
     """`architect up`."""
     output = Output(as_json=options.json)
+    output.progress("preparing the guest's kernel")
+    asyncio.run(_prepare_guest_files())
     fabric = asyncio.run(_provider().up(options.hosts, options.state_dir, output.progress))
     if output.as_json:
         output.document(fabric)
@@ -72,3 +74,10 @@ def _tell(output: Output, document: dict[str, Any], text: Callable[[dict[str, An
     else:
         output.line(text(document))
     return 0
+
+
+async def _prepare_guest_files() -> None:
+    from architect.agent.guest_files import prepare_guest_files
+    from architect.clouds.local.layout import machine_cache
+
+    await prepare_guest_files(machine_cache())

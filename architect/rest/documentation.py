@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import msgspec
@@ -21,6 +22,8 @@ def answers(kind: Any, what: str, *, streams: bool = False) -> dict[int | str, d
 
 def schema_of(kind: Any) -> dict[str, Any]:
     """The JSON schema of a type, with what it refers to put in its place."""
+    if isinstance(kind, types.UnionType):  # of structs without tags, which msgspec does not take as one type
+        return {"anyOf": [schema_of(part) for part in kind.__args__]}
     (schema,), components = msgspec.json.schema_components([kind])
     inlined = _inlined(schema, components)
     assert isinstance(inlined, dict)

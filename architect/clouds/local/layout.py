@@ -15,6 +15,7 @@ Host numbers are never used twice (aws-2 stays dead), slots are.
 from __future__ import annotations
 
 import hashlib
+import os
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -157,8 +158,8 @@ class StateFolder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def cache(self) -> Path:
-        """What hosts share and may rebuild; survives `architect down`."""
-        return self.root / "cache"
+        """What all fabrics of this machine share and may rebuild: guest kernel, initramfs, templates."""
+        return machine_cache()
 
     @property
     def ownership(self) -> Path:
@@ -184,6 +185,11 @@ class StateFolder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         folders = ("hosts", "control", "edge", "ownership", "ca")
         files = (self.record, self.options, self.local_socket, self.rest_socket, self.lock)
         return (*(self.root / folder for folder in folders), *files)
+
+
+def machine_cache() -> Path:
+    """The machine's cache folder; $ARCHITECT_CACHE moves it."""
+    return Path(os.environ.get("ARCHITECT_CACHE", "/var/cache/architect"))
 
 
 def state_folder(root: Path) -> StateFolder:

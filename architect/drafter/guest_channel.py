@@ -120,7 +120,15 @@ class GuestChannel:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._run_task is not None:
             self._run_task.cancel()
-        await self._tasks.__aexit__(kind, error, trace)
+        try:
+            await self._tasks.__aexit__(kind, error, trace)
+        except BaseExceptionGroup as group:
+            # One error is shown as itself: the block's own, or, where the block was cancelled because of it, the channel's.
+            if error is not None and not isinstance(error, asyncio.CancelledError):
+                return
+            if len(group.exceptions) > 1:
+                raise
+            raise group.exceptions[0] from None
 
     @property
     def log_position(self) -> int | None:

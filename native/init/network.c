@@ -55,7 +55,12 @@ static int set_address(int fd, const struct network_config *config) {
     if (ioctl(fd, SIOCSIFADDR, &request) != 0)
         return errno;
     request.ifr_netmask = internet_address(all_ones);
-    return ioctl(fd, SIOCSIFNETMASK, &request) == 0 ? 0 : errno;
+    if (ioctl(fd, SIOCSIFNETMASK, &request) != 0)
+        return errno;
+    /* The kernel has derived a broadcast address from the class of the address; a /32 has none. */
+    memset(&request.ifr_broadaddr, 0, sizeof request.ifr_broadaddr);
+    request.ifr_broadaddr.sa_family = AF_INET;
+    return ioctl(fd, SIOCSIFBRDADDR, &request) == 0 ? 0 : errno;
 }
 
 static int set_neighbour(int fd, const struct network_config *config) {

@@ -1,0 +1,207 @@
+"""A guest in a bare QEMU, for tests of the guest side alone: TCG, one disk made with mke2fs from busybox, QMP for stop and cont."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from qemu.qmp import QMPClient
+
+from architect.drafter.guest_channel import GuestChannel, LogRecord, LogStream
+from architect.drafter.guest_payloads import GuestConfig
+from architect.drafter.initramfs import build_initramfs
+from architect.drafter.kernel import KERNEL_ARGUMENTS, fetch_guest_kernel
+from architect.model.image import ProcessConfig
+from architect.runtime.clock import Clock
+
+REPOSITORY = Path(__file__).parents[2]
+CACHE_DIR = REPOSITORY / "out" / "cache"
+INIT = REPOSITORY / "architect" / "artifacts" / "init"
+BOOT_TIMEOUT_S = 60.0
+DISK_BYTES = 256 << 20
+APPLETS = ("sh", "ls", "cat", "echo", "sleep", "id", "seq", "stty", "env", "df", "tty", "hostname", "ip", "arp", "true", "readlink")
+CONFIG = GuestConfig(host_name="web", address="10.1.0.2", mac="02:11:22:33:44:66", mtu=1320, dns=("10.1.0.1",))
+
+
+class LogBook:
+    """Takes log records and checks that they come one after the other."""
+
+    def __init__(self) -> None:
+        self.records: list[LogRecord] = []
+        self._came = asyncio.Event()
+
+    async def take(self, record: LogRecord) -> None:
+        assert record.seq == (self.records[-1].seq if self.records else 0) + 1, "log records come in order, each once"
+        self.records.append(record)
+        self._came.set()
+
+    def text(self, stream: LogStream = LogStream.STDOUT) -> str:
+        return b"".join(record.data for record in self.records if record.stream is stream).decode()
+
+    async def wait_more(self, timeout_s: float = 20) -> None:
+        async with asyncio.timeout(timeout_s):
+            self._came.clear()
+            await self._came.wait()
+
+    async def wait_text(self, text: str, timeout_s: float = 20) -> None:
+        async with asyncio.timeout(timeout_s):
+            while text not in self.text():
+                self._came.clear()
+                await self._came.wait()
+
+
+class Relay:
+    """Passes bytes between a client and the guest channel until it is cut."""
+
+    def __init__(self, socket: Path, behind: Path) -> None:
+        self.socket = socket
+        self._behind = behind
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def serve(self, client_reader: asyncio.StreamReader, client_writer: asyncio.StreamWriter) -> None:
+        reader, writer = await asyncio.open_unix_connection(str(self._behind))
+        self._writers += [client_writer, writer]
+        with contextlib.suppress(OSError):
+            await asyncio.gather(self._pass(client_reader, writer), self._pass(reader, client_writer))
+
+    def cut(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+
+class GuestMachine:
+    """A running QEMU. `channel()` opens the guest channel, behind what the log book has."""
+
+    def __init__(self, folder: Path, process: asyncio.subprocess.Process, boot_started_s: float) -> None:
+        self.socket = folder / "channel"
+        self.process = process
+        self.log = LogBook()
+        self.boot_started_s = boot_started_s
+        self._folder = folder
+
+    def channel(self, socket: Path | None = None, clock: Clock | None = None) -> GuestChannel:
+        position = self.log.records[-1].seq if self.log.records else 0
+        return GuestChannel(socket or self.socket, "VM test", self.log.take, position, clock)
+
+    @asynccontextmanager
+    async def relay(self) -> AsyncIterator[Relay]:
+        """A second socket of the guest channel, whose connections can be cut."""
+        relay = Relay(self._folder / "relay", self.socket)
+        server = await asyncio.start_unix_server(relay.serve, str(relay.socket))
+        try:
+            yield relay
+        finally:
+            server.close()
+            relay.cut()
+
+    async def pause(self, duration_s: float) -> None:
+        """stop, wait, cont."""
+        client = QMPClient("test")
+        await client.connect(str(self._folder / "qmp"))
+        try:
+            await client.execute("stop")
+            await asyncio.sleep(duration_s)
+            await client.execute("cont")
+        finally:
+            await client.disconnect()
+
+    def console(self) -> str:
+        return (self._folder / "console").read_text(errors="replace")
+
+
+def run_guest(
+    test: Callable[[GuestMachine, GuestChannel], Awaitable[None]],
+    files: dict[str, str] | None = None,
+    then: Callable[[GuestMachine], Awaitable[None]] | None = None,
+) -> None:
+    """Boot a guest whose disk also has the executable `files`, configure it and run `test`; `then` runs with the channel closed."""
+
+    async def run() -> None:
+        async with boot_guest(files or {}) as machine:
+            async with machine.channel() as channel:
+                await channel.wait_ready(BOOT_TIMEOUT_S)
+                await channel.configure(CONFIG)
+                await test(machine, channel)
+            if then is not None:
+                await then(machine)
+
+    asyncio.run(run())
+
+
+def shell(script: str, **more: object) -> ProcessConfig:
+    """A workload that is a shell script."""
+    return ProcessConfig(args=("sh", "-c", script), env=("PATH=/bin", "COLOUR=blue"), **more)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def boot_guest(files: dict[str, str]) -> AsyncIterator[GuestMachine]:
+    """A guest that boots; killed at the end."""
+    kernel = await fetch_guest_kernel(CACHE_DIR)
+    initramfs = await build_initramfs(kernel, INIT, CACHE_DIR)
+    folder = Path(tempfile.mkdtemp(prefix="architect-guest-"))
+    try:
+        _make_disk(folder, files)
+        started_s = time.monotonic()
+        process = await asyncio.create_subprocess_exec(*_command(kernel.vmlinux, initramfs.path, folder))
+        try:
+            machine = GuestMachine(folder, process, started_s)
+            yield machine
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+    finally:
+        shutil.rmtree(folder)
+
+
+def _make_disk(folder: Path, files: dict[str, str]) -> None:
+    root = folder / "root"
+    (root / "bin").mkdir(parents=True)
+    (root / "etc").mkdir()
+    (root / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n")
+    shutil.copy("/bin/busybox", root / "bin" / "busybox")
+    for name in APPLETS:
+        (root / "bin" / name).symlink_to("busybox")
+    for path, text in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+        (root / path).chmod(0o755)
+    disk = folder / "disk"
+    subprocess.run(("mke2fs", "-q", "-t", "ext4", "-d", str(root), str(disk), "32M"), check=True, stdout=subprocess.DEVNULL)
+    os.truncate(disk, DISK_BYTES)
+
+
+def _command(vmlinux: Path, initramfs: Path, folder: Path) -> list[str]:
+    return [
+        "qemu-system-x86_64",
+        *("-M", "pc-q35-7.2,sata=off,smbus=off,usb=off,vmport=off,graphics=off", "-cpu", "Nehalem-v2,-spec-ctrl"),
+        *("-accel", "tcg,thread=multi", "-m", "192", "-nodefaults", "-no-user-config", "-display", "none"),
+        *("-kernel", str(vmlinux), "-initrd", str(initramfs), "-append", KERNEL_ARGUMENTS, "-no-reboot"),
+        *("-serial", f"file:{folder}/console", "-qmp", f"unix:{folder}/qmp,server=on,wait=off"),
+        *("-chardev", f"socket,id=channel,path={folder}/channel,server=on,wait=off"),
+        *("-device", "virtio-serial-pci,max_ports=2,disable-legacy=on"),
+        *("-device", "virtserialport,nr=1,chardev=channel,name=architect"),
+        *(
+            "-blockdev",
+            f"driver=file,node-name=disk,filename={folder}/disk",
+            "-device",
+            "virtio-blk-pci,drive=disk,disable-legacy=on",
+        ),
+        *("-netdev", "hubport,id=net,hubid=0"),
+        *("-device", "virtio-net-pci,netdev=net,mac=02:11:22:33:44:55,host_mtu=1320,romfile=,disable-legacy=on"),
+    ]

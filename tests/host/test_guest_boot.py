@@ -1,0 +1,353 @@
+"""The guest side against a real kernel in a real QEMU: init, channel, logs, exec sessions, clock."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import struct
+import time
+import zlib
+
+import msgspec
+import pytest
+
+from architect.drafter.guest_channel import GuestChannel, GuestHook, LogStream
+from architect.drafter.guest_exec import GuestExec
+from architect.drafter.guest_link import GuestRefusedError
+from architect.drafter.guest_payloads import TerminalSize
+from architect.drafter.guest_protocol import HEADER, RESET_PADDING, FrameType, GuestFrame, encode_frame
+from architect.errors import NotFoundError
+from architect.model.image import ProcessConfig
+from tests.host.guest_machine import CONFIG, GuestMachine, boot_guest, run_guest, shell
+
+pytestmark = pytest.mark.host
+
+
+def test_a_guest_boots_runs_its_process_and_reports_its_exit_code() -> None:
+    script = (
+        "id; env; pwd; hostname; cat /etc/hosts /etc/resolv.conf; ip addr; ip route; arp -n; df -k /; "
+        "ls -d /proc/1 /dev/pts /dev/shm; cat /proc/self/cgroup; echo oops >&2; exit 7"
+    )
+
+    async def check(machine: GuestMachine, channel: GuestChannel) -> None:
+        await channel.start(shell(script, uid=1000, gid=1000, groups=(5,), cwd="/new/folder"))
+        assert await channel.wait_exit() == 7
+        text = machine.log.text()
+        assert "uid=1000(user) gid=1000 groups=1000,5" in text or re.search(r"uid=1000\(user\) gid=1000 groups=.*5", text)
+        for line in ("COLOUR=blue", "HOME=/home/user", "HOSTNAME=web", "/new/folder", "10.1.0.2\tweb", "nameserver 10.1.0.1"):
+            assert line in text
+        assert "inet 10.1.0.2/32 scope global eth0" in text
+        assert "default via 169.254.1.1 dev eth0" in text
+        assert re.search(r"169\.254\.1\.1\) at 02:00:00:00:00:01 \[ether\] +PERM", text)
+        assert "mtu 1320" in text and "link/ether 02:11:22:33:44:66" in text
+        blocks = re.search(r"/dev/vda +(\d+)", text)
+        assert blocks is not None and int(blocks[1]) > 200_000, "the file system has grown to its disk"
+        assert "0::/architect/workload" in text
+        assert machine.log.text(LogStream.STDERR) == "oops\n"
+        with pytest.raises(GuestRefusedError):
+            await channel.start(shell("true"))
+
+    run_guest(check)
+
+
+@pytest.mark.parametrize(("args", "code"), [(("no-such-command",), 127), (("/etc/passwd",), 126), (("/bin/nothing",), 127)])
+def test_a_command_that_cannot_be_executed_exits_as_in_a_shell(args: tuple[str, ...], code: int) -> None:
+    async def check(machine: GuestMachine, channel: GuestChannel) -> None:
+        await channel.start(ProcessConfig(args=args, env=("PATH=/bin",)))
+        assert await channel.wait_exit() == code
+        assert f"cannot start {args[0]}" in machine.log.text(LogStream.STDERR)
+
+    run_guest(check)
+
+
+def test_no_log_record_is_lost_or_repeated_over_disconnections() -> None:
+    count = 300_000  # About 2 MB: twice what the guest buffers.
+
+    async def check() -> None:
+        async with boot_guest({}) as machine:
+            async with machine.channel() as channel:
+                await channel.wait_ready(60)
+                await channel.configure(CONFIG)
+                await channel.start(shell(f"seq 1 {count}; exit 3"))
+            for _ in range(12):
+                async with machine.channel() as channel:
+                    await channel.wait_ready(60)
+                    await asyncio.sleep(0.03)
+            await asyncio.sleep(1)  # Nobody listens: the buffer fills, the workload waits.
+            async with machine.channel() as channel:
+                async with asyncio.timeout(120):
+                    assert await channel.wait_exit() == 3
+            assert machine.log.text() == "".join(f"{number}\n" for number in range(1, count + 1))
+            async with machine.channel() as channel:
+                assert await channel.wait_exit() == 3, "a host that comes later hears the exit too"
+
+    asyncio.run(check())
+
+
+def test_a_signal_reaches_the_workload_and_its_children_die_with_it() -> None:
+    async def check(machine: GuestMachine, channel: GuestChannel) -> None:
+        await channel.start(shell("trap 'echo got it; exit 5' TERM; sleep 1000 & echo up; wait"))
+        await machine.log.wait_text("up\n")
+        session = await channel.exec_start(shell("sleep 1000"))
+        await channel.signal(signal.SIGTERM)
+        assert await channel.wait_exit() == 5
+        assert machine.log.text() == "up\ngot it\n"
+        assert await session.wait() == 128 + signal.SIGKILL, "exec sessions end with the workload"
+        with pytest.raises(GuestRefusedError):
+            await channel.signal(signal.SIGTERM)
+
+    run_guest(check)
+
+
+def test_a_killed_workload_reports_its_signal() -> None:
+    async def check(machine: GuestMachine, channel: GuestChannel) -> None:
+        await channel.start(shell("echo up; sleep 1000"))
+        await machine.log.wait_text("up\n")
+        await channel.signal(signal.SIGKILL)
+        assert await channel.wait_exit() == 137
+
+    run_guest(check)
+
+
+async def _read_all(session: GuestExec, stream: int = 1) -> bytes:
+    return b"".join([record.data async for record in session.output() if record.stream == stream])
+
+
+def test_exec_sessions_have_input_output_and_exit_codes() -> None:
+    data = os.urandom(300_000)
+
+    async def check(machine: GuestMachine, channel: GuestChannel) -> None:
+        await channel.start(shell("sleep 1000"))
+        session = await channel.exec_start(shell("cat; echo done >&2; exit 9"))
+
+        async def feed() -> None:
+            for start in range(0, len(data), 50_000):
+                await session.write(data[start : start + 50_000])
+            session.end_input()
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(feed())
+            records = [record async for record in session.output()]
+        assert b"".join(record.data for record in records if record.stream == 1) == data
+        assert b"".join(record.data for record in records if record.stream == 2) == b"done\n"
+        assert await session.wait() == 9
+        await channel.exec_close(session)
+        missing = await channel.exec_start(ProcessConfig(args=("nothing",)))
+        assert b"cannot start nothing" in await _read_all(missing, 2)
+        assert await missing.wait() == 127
+
+    run_guest(check)
+
+
+def test_exec_sessions_with_a_terminal_know_its_size_and_end_at_ctrl_d() -> None:
+    async def check(machine: GuestMachine, channel: GuestChannel) -> None:
+        await channel.start(shell("sleep 1000"))
+        session = await channel.exec_start(shell("stty size; tty; cat; stty size"), TerminalSize(33, 101))
+        await asyncio.sleep(0.5)
+        await session.write(b"hello\n")
+        await asyncio.sleep(0.5)
+        await session.resize(TerminalSize(44, 99))
+        session.end_input()
+        text = (await _read_all(session)).decode()
+        assert text.startswith("33 101\r\n/dev/pts/") and text.endswith("44 99\r\n") and text.count("hello\r\n") == 2
+        assert await session.wait() == 0
+
+    run_guest(check)
+
+
+def test_an_exec_session_survives_cut_connections_and_another_host_takes_it_up() -> None:
+    async def check(machine: GuestMachine, channel: GuestChannel) -> None:
+        await channel.start(shell("sleep 1000"))
+
+    async def take_up(machine: GuestMachine) -> None:
+        async with machine.relay() as relay, machine.channel(relay.socket) as channel:
+            await channel.wait_ready(10)
+            session = await channel.exec_start(shell("i=0; while read line; do echo got $line; done; exit 4"))
+            reader = session.output()
+            for word in (b"one", b"two", b"three"):
+                await session.write(word + b"\n")
+                assert (await anext(reader)).data == b"got " + word + b"\n"
+                relay.cut()
+            await session.write(b"four\n")
+            await asyncio.sleep(1)
+            position = session.output_position
+        async with machine.channel() as other:
+            ready = await other.wait_ready(10)
+            assert ready.exec_ids == (session.id,)
+            again = await other.exec_attach(session.id, position)
+            await again.write(b"five\n")
+            again.end_input()
+            assert await _read_all(again) == b"got three\ngot four\ngot five\n", "what was not taken comes again, once"
+            assert await again.wait() == 4
+            await other.exec_close(again)
+            with pytest.raises(NotFoundError):
+                await other.exec_attach(session.id)
+
+    run_guest(check, then=take_up)
+
+
+async def _watch_clock(channel: GuestChannel, duration_s: float) -> float:
+    """The guest's lead over the host at the end, having seen that its clock never goes back."""
+    last_ns, lead_s = 0, 0.0
+    end_s = time.monotonic() + duration_s
+    while time.monotonic() < end_s:
+        before_s = time.time()
+        pong = await channel.ping()
+        lead_s = pong.realtime_ns / 1e9 - (before_s + time.time()) / 2
+        assert pong.realtime_ns > last_ns, "the date never goes back"
+        last_ns = pong.realtime_ns
+        await asyncio.sleep(0.02)
+    return lead_s
+
+
+class _LateClock:
+    """The system's clocks, with a date that is some time behind."""
+
+    def __init__(self, behind_s: float) -> None:
+        self._behind_s = behind_s
+
+    def monotonic_s(self) -> float:
+        return time.monotonic()
+
+    def wall_s(self) -> float:
+        return time.time() - self._behind_s
+
+    async def sleep(self, duration_s: float) -> None:
+        await asyncio.sleep(duration_s)
+
+
+@pytest.mark.parametrize("pause_s", [0.05, 0.4, 2.5])
+def test_the_clock_is_right_again_after_a_pause_and_never_goes_back(pause_s: float) -> None:
+    async def check(machine: GuestMachine, channel: GuestChannel) -> None:
+        await channel.set_clock()
+        await _watch_clock(channel, 1.5)
+        await machine.pause(pause_s)
+        correction = await channel.set_clock()
+        assert correction.offset_ns / 1e9 == pytest.approx(pause_s, abs=0.1)
+        lead_s = await _watch_clock(channel, 6)
+        assert abs(lead_s) < 0.02
+
+    run_guest(check)
+
+
+def test_a_clock_that_is_ahead_runs_slower_instead_of_going_back() -> None:
+    async def check(machine: GuestMachine, channel: GuestChannel) -> None:
+        await channel.set_clock()
+
+    async def fall_back(machine: GuestMachine) -> None:
+        async with machine.channel(clock=_LateClock(0.3)) as channel:
+            await channel.wait_ready(10)
+            await channel.set_clock()
+            lead_s = await _watch_clock(channel, 5)
+            assert lead_s == pytest.approx(-0.3, abs=0.02)
+
+    run_guest(check, then=fall_back)
+
+
+def test_hooks_run_in_bounded_time_and_their_absence_is_told() -> None:
+    files = {
+        "etc/architect/hooks/before-suspend": "#!/bin/sh\necho suspending\n",
+        "etc/architect/hooks/after-resume": "#!/bin/sh\nsleep 100\n",
+    }
+
+    async def check(machine: GuestMachine, channel: GuestChannel) -> None:
+        assert await channel.run_hook(GuestHook.BEFORE_SUSPEND, 5) is True
+        assert "suspending\n" in machine.log.text(LogStream.SYSTEM)
+        with pytest.raises(GuestRefusedError, match="in time"):
+            await channel.run_hook(GuestHook.AFTER_RESUME, 0.3)
+        assert await channel.run_hook(GuestHook.AFTER_RESTORE, 5) is False
+
+    run_guest(check, files)
+
+
+def test_a_frozen_workload_stands_still_and_goes_on() -> None:
+    async def check(machine: GuestMachine, channel: GuestChannel) -> None:
+        await channel.start(shell("while :; do echo tick; sleep 0.05; done"))
+        await machine.log.wait_text("tick\n")
+        await channel.set_frozen(True)
+        await asyncio.sleep(0.3)
+        count = len(machine.log.records)
+        await asyncio.sleep(0.5)
+        assert len(machine.log.records) == count
+        await channel.set_frozen(False)
+        await machine.log.wait_more()
+
+    run_guest(check)
+
+
+def _garbage() -> list[bytes]:
+    session = 77
+    hello = encode_frame(GuestFrame(FrameType.HELLO, struct.pack("<IIQ", 1, 0, 0)), session)
+    truncated = [encode_frame(GuestFrame(kind, b"\xff\xff", seq=1000 + kind, stream=5), session) for kind in FrameType]
+    empty = [encode_frame(GuestFrame(kind, b"", seq=2000 + kind), session) for kind in FrameType if kind is not FrameType.POWEROFF]
+    noisy = [
+        encode_frame(GuestFrame(kind, os.urandom(5000), seq=3000 + kind), session)
+        for kind in FrameType
+        if kind not in (FrameType.POWEROFF, FrameType.HELLO, FrameType.CLOCK, FrameType.FREEZE)
+    ]
+    too_long = HEADER.pack(0x31435241, 1 << 31, session, 3, 0, 0, 0, 9, 0)
+    unknown = bytearray(hello)
+    unknown[12] = 200
+    unknown[28:32] = bytes(4)
+    unknown[28:32] = struct.pack("<I", zlib.crc32(unknown))
+    truncated = [frame for kind, frame in zip(FrameType, truncated, strict=True) if kind is not FrameType.POWEROFF]
+    return [os.urandom(100_000), hello, *truncated, *empty, *noisy, too_long, bytes(unknown), os.urandom(3000), hello[:20]]
+
+
+def test_malformed_frames_do_not_crash_the_guest() -> None:
+    async def check() -> None:
+        async with boot_guest({}) as machine:
+            async with machine.channel() as channel:
+                await channel.wait_ready(60)
+            _, writer = await asyncio.open_unix_connection(str(machine.socket))
+            writer.write(RESET_PADDING)
+            for piece in _garbage():
+                writer.write(piece)
+            async with asyncio.timeout(10):
+                await writer.drain()
+            await asyncio.sleep(0.5)
+            writer.close()
+            async with machine.channel() as channel:
+                await channel.wait_ready(10)
+                await channel.ping()
+
+    asyncio.run(check())
+
+
+def test_the_guest_powers_off_when_told() -> None:
+    async def check(machine: GuestMachine, channel: GuestChannel) -> None:
+        await channel.start(shell("trap '' TERM; while :; do sleep 1; done"))
+        await channel.power_off()
+        async with asyncio.timeout(15):
+            assert await machine.process.wait() == 0
+
+    run_guest(check)
+
+
+def test_a_running_guest_can_be_given_another_identity() -> None:
+    async def check(machine: GuestMachine, channel: GuestChannel) -> None:
+        await channel.start(shell("sleep 1000"))
+        clone = msgspec.structs.replace(CONFIG, host_name="clone", address="10.1.0.9", mac="02:11:22:33:44:77", machine_id="a" * 32)
+        await channel.set_frozen(True)
+        await channel.configure(clone)
+        await channel.set_frozen(False)
+        session = await channel.exec_start(shell("hostname; ip addr; ip route; cat /etc/machine-id"))
+        text = (await _read_all(session)).decode()
+        assert text.startswith("clone\n") and "10.1.0.9/32" in text and "10.1.0.2" not in text and "02:11:22:33:44:77" in text
+        assert "default via 169.254.1.1" in text and "a" * 32 in text
+
+    run_guest(check)
+
+
+def test_boot_to_ready_is_fast(capsys: pytest.CaptureFixture[str]) -> None:
+    async def check() -> None:
+        async with boot_guest({}) as machine:
+            async with machine.channel() as channel:
+                ready = await channel.wait_ready(60)
+            took_s = time.monotonic() - machine.boot_started_s
+            with capsys.disabled():
+                print(f" [ready {took_s:.2f} s after QEMU's start, {ready.uptime_ns / 1e9:.2f} s after the kernel's]", end="")
+
+    asyncio.run(check())

@@ -1,12 +1,11 @@
 """The disk of a move, at the source: a job that copies the overlay to the target's and follows the guest's writes.
 
-The bytes leave by a unix socket of this host, at whose other end is the target's export (`disk_export`); the memory processes carry
-them between the hosts.
-The end is part of the pause: the guest is stopped, the job is told to end, and only its event and its absence from the list of
-jobs say that the last writes have arrived; nothing else does (DESIGN §3).
+The bytes leave by a connected socket that the caller passes; at its other end is the target's export (`disk_export`), and the
+memory processes carry them between the hosts. The end is part of the pause: the guest is stopped, the job is told to end, and only
+its event and its absence from the list of jobs say that the last writes have arrived; nothing else does (DESIGN §3).
 
     mirror = DiskMirror(machine)
-    await mirror.start(path_of_target_export)
+    await mirror.start(connection.fileno())
     await mirror.wait_ready(timeout_s=600)
     await machine.pause()
     await mirror.finish()
@@ -15,13 +14,11 @@ jobs say that the last writes have arrived; nothing else does (DESIGN §3).
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 from typing import Any
 
 from architect.drafter.block_job import JobProgress, abandon_job, find_job, finish_job, wait_ready
 from architect.drafter.block_node import delete_nodes
 from architect.drafter.machine import Machine
-from architect.drafter.nbd_connection import fd_address, pass_connection
 from architect.drafter.qemu_command import NODE_DISK
 from architect.drafter.qmp import QmpRefusedError
 from architect.errors import ArchitectError, HostError
@@ -39,19 +36,19 @@ class DiskMirror:
         self._machine = machine
         self._qmp = machine.qmp
 
-    async def start(self, server: Path, *, speed_bytes_s: int = 0) -> None:
-        """Begin to copy to the export `disk` of the NBD server at `server`. On failure nothing of it is left.
+    async def start(self, connection: int, *, speed_bytes_s: int = 0) -> None:
+        """Begin to copy to the export `disk` of the NBD server at the other end of `connection`, which stays the caller's to close.
 
-        QEMU stands still for the NBD handshake, three round trips.
+        On failure nothing of it is left. QEMU stands still for the NBD handshake, about three round trips.
 
         Raises:
-            UnavailableError: nobody listens at `server`.
             HostError: there is no such export, the disks differ in size, or a mirror exists.
         """
-        await pass_connection(self._qmp, self._machine.name, server, TARGET_NODE)
+        await self._qmp.execute("getfd", {"fdname": TARGET_NODE}, fd=connection)
         try:
             await self._qmp.execute(
-                "blockdev-add", {"driver": "nbd", "node-name": TARGET_NODE, "server": fd_address(TARGET_NODE), "export": EXPORT}
+                "blockdev-add",
+                {"driver": "nbd", "node-name": TARGET_NODE, "server": {"type": "fd", "str": TARGET_NODE}, "export": EXPORT},
             )
             # A mirror starts only at the top of a stack; "top" then means the overlay, because a filter is not counted as a layer.
             arguments = {

@@ -21,7 +21,6 @@ from architect.drafter.block_job import JobProgress, find_job, wait_job
 from architect.drafter.block_node import OverlayNode, delete_fdset, delete_nodes, find_overlay, nodes_by_name
 from architect.drafter.disk_export import FROZEN
 from architect.drafter.machine import Machine
-from architect.drafter.nbd_connection import fd_address, pass_connection
 from architect.drafter.qemu_command import NODE_BASE, NODE_DISK, file_node, overlay_node
 from architect.errors import ArchitectError
 
@@ -30,14 +29,13 @@ REMOTE_NODE = "remote"
 REMOTE_FILE_NODE = "remote-file"
 
 
-async def attach_remote(machine: Machine, server: Path, fresh_overlay: Path) -> None:
+async def attach_remote(machine: Machine, connection: int, fresh_overlay: Path) -> None:
     """Put a fresh overlay over the source's frozen one under the disk of a target that has not resumed.
 
-    `server` is the unix socket at whose other end is the source's `frozen` export. The old overlay is closed and may be deleted. On
-    failure the disk is as before.
+    `connection` is a connected socket at whose other end is the source's `frozen` export; it stays the caller's to close. The old
+    overlay is closed and may be deleted. On failure the disk is as before.
 
     Raises:
-        UnavailableError: nobody listens at `server`.
         HostError: no such export at the other end, or what it offers is no overlay.
     """
     qmp = machine.qmp
@@ -45,8 +43,8 @@ async def attach_remote(machine: Machine, server: Path, fresh_overlay: Path) -> 
     base = NODE_BASE if NODE_BASE in await nodes_by_name(qmp) else None
     fresh = OverlayNode(f"overlay-{old.generation + 1}", old.generation + 1, await _add_file(machine, fresh_overlay))
     try:
-        await pass_connection(qmp, machine.name, server, REMOTE_FILE_NODE)
-        address = fd_address(REMOTE_FILE_NODE)
+        await qmp.execute("getfd", {"fdname": REMOTE_FILE_NODE}, fd=connection)
+        address = {"type": "fd", "str": REMOTE_FILE_NODE}
         remote_file = {"driver": "nbd", "node-name": REMOTE_FILE_NODE, "server": address, "export": FROZEN, "read-only": True}
         await qmp.execute("blockdev-add", remote_file)
         remote = overlay_node(REMOTE_NODE, REMOTE_FILE_NODE, base, machine.host_fsync) | {"read-only": True}

@@ -19,14 +19,14 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from architect.drafter.device_state import SAVE_TIMEOUT_S, load_device_state, save_device_state
-from architect.drafter.machine_event import MachineEnded, MachineEvent, event_time, parse_event
+from architect.drafter.machine_event import MachineEnded, MachineEvent, MachineShutDown, event_time, parse_event
 from architect.drafter.machine_launch import InheritedFiles
 from architect.drafter.machine_options import MachineOptions, MachineRecord, forget_record, read_record, write_record
-from architect.drafter.qemu_process import Jail, QemuProcess, find_process, last_line, spawn
+from architect.drafter.qemu_process import Jail, QemuProcess, find_process, find_unrecorded, last_line, spawn
 from architect.drafter.qmp import COMMAND_TIMEOUT_S, QmpConnection, connect_qmp
 from architect.errors import ArchitectError, ConflictError, HostError, IncompatibleError, NotFoundError, UnavailableError
 from architect.model.vm_spec import MachineSpec
@@ -59,12 +59,13 @@ class Machine:
             IncompatibleError: this QEMU cannot build the spec's hardware (CPU model, machine type).
             ConflictError: a machine runs in this run folder.
         """
-        if is_running(options.run_dir):
-            raise ConflictError(f"{options.name}: {options.run_dir}", "a machine runs there", "reattach to it, or end it first")
+        if (found := find_machine(options.run_dir)) is not None:
+            found.close()
+            raise ConflictError(f"{options.name}: {options.run_dir}", "a machine runs there", "reattach to it, or destroy it first")
         log = options.run_dir / "qemu.log"
         with InheritedFiles(options) as files:
             jail = Jail(options.uid, options.shim, kvm=options.spec.accelerator == "kvm")
-            process = spawn(files.command, jail, files.numbers, log)
+            process = spawn(files.command, jail, files.numbers, options.run_dir, log)
         try:
             fsync = options.disk is not None and options.disk.host_fsync
             record = MachineRecord(options.name, process.identity, options.spec, options.shim is not None, fsync)
@@ -73,6 +74,10 @@ class Machine:
                 qmp = await connect_qmp(options.run_dir / "qmp.sock", options.name, options.start_timeout_s)
             except ArchitectError as error:
                 raise await _start_error(process, options, log) from error
+            if options.shim is not None and not process.has_uffd:
+                raise HostError(
+                    f"{options.name}: {options.shim}", "made no userfaultfd", f"see {log}; let uid {options.uid} read it"
+                )
             process.calm()
         except BaseException:
             await asyncio.shield(_end(process))
@@ -192,19 +197,21 @@ class Machine:
         if (status := await self.status()) != "paused":
             raise HostError(f"{self.name}: device state", f"loaded, but the guest is {status}", "end it")
 
-    def events(self) -> AsyncIterator[MachineEvent]:
+    def events(self) -> AsyncGenerator[MachineEvent, None]:
         """What happens from now on; ends with `MachineEnded`. Close it (`aclosing`) if you stop reading early."""
         listening = contextlib.ExitStack()
         listener = listening.enter_context(self.qmp.listen())
 
-        async def read() -> AsyncIterator[MachineEvent]:
+        async def read() -> AsyncGenerator[MachineEvent, None]:
+            shutdown = ""
             with listening:
                 with contextlib.suppress(UnavailableError):
                     while True:
                         if (event := parse_event(await self.qmp.next_event(listener))) is not None:
+                            shutdown = event.reason if isinstance(event, MachineShutDown) else shutdown
                             yield event
                 exit_status = await self._process.wait()
-                yield MachineEnded(time.time(), exit_status, self.last_words())
+                yield MachineEnded(time.time(), exit_status, self.last_words(), shutdown)
 
         return read()
 
@@ -266,13 +273,30 @@ class Machine:
         forget_record(self.run_dir)
 
 
-def is_running(run_dir: Path) -> bool:
-    """Whether a machine that was started in `run_dir` still runs."""
+async def destroy_machine(run_dir: Path) -> None:
+    """End the machine that was started in `run_dir`, whether its monitor answers or not. Idempotent.
+
+    Raises:
+        HostError: it does not end.
+    """
+    if (process := find_machine(run_dir)) is not None:
+        try:
+            process.kill()
+            await process.wait(KILL_TIMEOUT_S)
+        except TimeoutError as error:
+            cause = f"does not end in {KILL_TIMEOUT_S:.0f} s"
+            raise HostError(f"QEMU process {process.pid}", cause, "see the kernel's log for a stuck disk") from error
+        finally:
+            process.close()
+    forget_record(run_dir)
+
+
+def find_machine(run_dir: Path) -> QemuProcess | None:
+    """The process of the machine that was started in `run_dir`, None if none runs. The caller closes it."""
     try:
-        find_process(read_record(run_dir).process).close()
+        return find_process(read_record(run_dir).process)
     except NotFoundError:
-        return False
-    return True
+        return find_unrecorded(run_dir)  # an agent that was killed between the start and the record of it
 
 
 async def _start_error(process: QemuProcess, options: MachineOptions, log: Path) -> ArchitectError:

@@ -21,8 +21,8 @@ class MachineResumed(_Event, frozen=True):
 
 
 class MachineShutDown(_Event, frozen=True):
-    """The guest is over; QEMU waits to be ended. `by_guest` and `reason` (`guest-shutdown`, `guest-reset`, `guest-panic`,
-    `host-signal`, ...) are QEMU's."""
+    """The guest is over, and QEMU ends. `by_guest` and `reason` (`guest-shutdown`, `guest-reset`: a restart, which is what a kernel
+    panic becomes; `guest-panic`, `host-qmp-quit`, `host-signal`) are QEMU's."""
 
     by_guest: bool
     reason: str
@@ -61,10 +61,12 @@ class DiskFailed(_Event, frozen=True):
 
 
 class MachineEnded(_Event, frozen=True):
-    """QEMU's process is gone. The last event there is."""
+    """QEMU's process is gone. The last event there is. `shutdown` is the reason of the `MachineShutDown` before it, if any: without
+    one QEMU did not end by itself. `exit_status` is None if an earlier agent had started it."""
 
     exit_status: int | None
     last_words: str
+    shutdown: str = ""
 
 
 MachineEvent = (

@@ -121,8 +121,8 @@ def _board(spec: MachineSpec, descriptors: QemuDescriptors) -> list[str]:
         *("-smp", f"cpus={spec.cpus},sockets=1,cores={spec.cpus},threads=1,maxcpus={spec.cpus}"),
         *("-m", f"size={spec.memory_bytes // 1024}k"),
         *("-object", ram),
-        # The VM ends in runstate "shutdown" and stays there, so that an agent that was away still finds out why.
-        *("-action", "reboot=shutdown,shutdown=pause,panic=shutdown"),
+        # A guest that powers off, restarts or panics ends its QEMU; a restart would lose what the host knows of the guest.
+        *("-action", "reboot=shutdown,shutdown=poweroff,panic=shutdown"),
     ]
 
 

@@ -26,9 +26,10 @@ from architect.errors import HostError, NotFoundError
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 OOM_SCORE = 300  # the kernel takes a VM before it takes the agent, which is needed to save the others
 NICE = 5
+RUN_DIR_VARIABLE = "ARCHITECT_RUN_DIR"
 UFFD_DEVICE = Path("/dev/userfaultfd")
-# QEMU says these of a NIC without a network, and of device state without its optional description.
-HARMLESS = ("has no peer", "Expected vmdescription section")
+# QEMU says these of a NIC without a network, of device state without its optional description, and after what it really has to say.
+HARMLESS = ("has no peer", "Expected vmdescription section", "Use -machine help")
 UFFD_NUMBER = 900  # where native/uffd_shim.c leaves the userfaultfd
 
 
@@ -65,6 +66,11 @@ class QemuProcess:
     def pidfd(self) -> int:
         """The descriptor that stands for the process; the memory process takes QEMU's userfaultfd through one of its own."""
         return self._pidfd
+
+    @property
+    def has_uffd(self) -> bool:
+        """Whether the shim has made a userfaultfd in the process."""
+        return os.path.lexists(f"/proc/{self.pid}/fd/{UFFD_NUMBER}")
 
     @property
     def is_running(self) -> bool:
@@ -110,14 +116,16 @@ class QemuProcess:
                 os.setpriority(os.PRIO_PROCESS, int(thread), NICE)
 
 
-def spawn(command: Sequence[str], jail: Jail, inherited: Sequence[int], log: Path) -> QemuProcess:
+def spawn(command: Sequence[str], jail: Jail, inherited: Sequence[int], run_dir: Path, log: Path) -> QemuProcess:
     """Start QEMU with these descriptors (same numbers there) and the log file as its stdout and stderr.
+
+    `run_dir` is only noted in its environment, for `find_unrecorded`.
 
     Raises:
         HostError: the program is missing or the host refused to start it.
     """
     assert UFFD_NUMBER not in inherited
-    environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+    environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", RUN_DIR_VARIABLE: str(run_dir.absolute())}
     device = -1
     log_descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
@@ -182,6 +190,19 @@ def find_process(identity: ProcessIdentity) -> QemuProcess:
     except ProcessLookupError as error:
         raise NotFoundError(f"QEMU process {identity.pid}", "it has ended", "start the VM again") from error
     return QemuProcess(identity, pidfd, None)
+
+
+def find_unrecorded(run_dir: Path) -> QemuProcess | None:
+    """The process that `spawn` started for `run_dir`, found by its environment (some milliseconds; the record is the usual way)."""
+    note = f"{RUN_DIR_VARIABLE}={run_dir.absolute()}".encode()
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                if note in (folder / "environ").read_bytes().split(b"\0"):
+                    return find_process(identity_of(int(folder.name)))
+            except (OSError, NotFoundError):
+                continue
+    return None
 
 
 def last_line(log: Path) -> str:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from architect.cli.output import Output
 from architect.errors import NotFoundError, UnavailableError
+
+ResultT = TypeVar("ResultT")
 
 
 def up(options: argparse.Namespace) -> int:
     """`architect up`."""
     output = Output(as_json=options.json)
     output.progress("preparing the guest's kernel")
-    asyncio.run(_prepare_guest_files())
-    fabric = asyncio.run(_provider().up(options.hosts, options.state_dir, output.progress))
+    _run(_prepare_guest_files())
+    fabric = _run(_provider().up(options.hosts, options.state_dir, output.progress))
     if output.as_json:
         output.document(fabric)
     else:
@@ -32,34 +33,40 @@ def up(options: argparse.Namespace) -> int:
 def down(options: argparse.Namespace) -> int:
     """`architect down`."""
     output = Output(as_json=options.json)
-    return _tell(output, asyncio.run(_provider().down(options.state_dir, output.progress)), lambda _: "the fabric is gone")
+    return _tell(output, _run(_provider().down(options.state_dir, output.progress)), lambda _: "the fabric is gone")
 
 
 def add_host(options: argparse.Namespace) -> int:
     """`architect host add`."""
-    host = asyncio.run(_provider().add_host(options.state_dir, options.provider, options.name))
+    host = _run(_provider().add_host(options.state_dir, options.provider, options.name))
     return _tell(Output(as_json=options.json), host, lambda told: f"{told.get('name', options.name)} added")
 
 
 def preempt(options: argparse.Namespace) -> int:
     """`architect local preempt`."""
-    told = asyncio.run(_provider().preempt(options.state_dir, options.host, options.notice))
+    told = _run(_provider().preempt(options.state_dir, options.host, options.notice))
     return _tell(Output(as_json=options.json), told, lambda _: f"{options.host} has its notice")
 
 
 def kill(options: argparse.Namespace) -> int:
     """`architect local kill`."""
-    told = asyncio.run(_provider().kill(options.state_dir, options.host))
+    told = _run(_provider().kill(options.state_dir, options.host))
     return _tell(Output(as_json=options.json), told, lambda _: f"{options.host} is destroyed")
 
 
 def remove_host(state_dir: Path, host: str) -> bool:
     """Destroy a local host; False if there is none of that name, or no local fabric."""
     try:
-        asyncio.run(_provider().remove_host(state_dir, host))
+        _run(_provider().remove_host(state_dir, host))
     except (NotFoundError, UnavailableError):
         return False
     return True
+
+
+def _run(work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    import asyncio
+
+    return asyncio.run(work)
 
 
 def _provider() -> types.ModuleType:

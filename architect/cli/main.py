@@ -52,7 +52,8 @@ def _run(words: list[str]) -> int:
     options = parse(words)
     if options is None:
         return 0
-    status = options.command(options)
+    module, _, function = options.command.partition(":")
+    status = getattr(importlib.import_module(f"architect.cli.{module}"), function)(options)
     sys.stdout.flush()
     return int(status)
 

@@ -1,5 +1,7 @@
 """The command line's grammar: every command with its arguments, help and examples. Bad usage is a `UsageError`, one line.
 
+A command's function is named, `module:function` in this package, and only imported when it runs.
+
 What follows the first `--` is a command for the VM and is never looked at.
 """
 
@@ -13,15 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from architect.cli import exec_command, host_commands, local_commands, vm_commands
 from architect.errors import UsageError
 from architect.model.sizes import parse_size
 from architect.version import VERSION
 
 DEFAULT_STATE_DIR = "/var/lib/architect"
 NOTICE_S_MAX = 86_400.0
-
-Command = Callable[[argparse.Namespace], int]
 
 _EXAMPLES = """examples:
   architect up --hosts 3                              a fabric of three local hosts on this machine
@@ -46,7 +45,8 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(self.prog, message, f"see `{self.prog} --help`")
+        thing = self.prog if " " in self.prog else "command line"
+        raise UsageError(thing, message, f"see `{self.prog} --help`")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         if message:
@@ -67,7 +67,7 @@ def parse(words: list[str]) -> argparse.Namespace | None:
         return None
     takes_words = getattr(options, "takes_words", False)
     if tail and not takes_words:
-        raise UsageError("architect", f"nothing may follow -- here, but {tail[0]!r} does", "see `architect --help`")
+        raise UsageError("command line", f"nothing may follow -- here, but {tail[0]!r} does", "see `architect --help`")
     options.words = tail
     options.state_dir = Path(os.path.abspath(options.state_dir))
     return options
@@ -107,36 +107,36 @@ def _grammar() -> argparse.ArgumentParser:
 
 
 def _fabric_commands(commands: Any, shared: _Parser) -> None:
-    up = _command(commands, shared, "up", local_commands.up, "start a fabric of local hosts on this machine, or mend it")
+    up = _command(commands, shared, "up", "local_commands:up", "start a fabric of local hosts on this machine, or mend it")
     up.add_argument("--hosts", type=_count, default=3, metavar="N", help="how many hosts at least (3)")
-    _command(commands, shared, "down", local_commands.down, "take the local fabric apart")
+    _command(commands, shared, "down", "local_commands:down", "take the local fabric apart")
     local = _group(commands, "local", "the local provider's spot market and its failures")
-    preempt = _command(local, shared, "preempt", local_commands.preempt, "post a notice; the host vanishes at its deadline")
+    preempt = _command(local, shared, "preempt", "local_commands:preempt", "post a notice; the host vanishes at its deadline")
     preempt.add_argument("host", metavar="HOST")
     preempt.add_argument(
         "--notice", type=_seconds, metavar="SECONDS", help="how long the host has left (as long as its cloud gives)"
     )
-    kill = _command(local, shared, "kill", local_commands.kill, "destroy a host without notice")
+    kill = _command(local, shared, "kill", "local_commands:kill", "destroy a host without notice")
     kill.add_argument("host", metavar="HOST")
 
 
 def _host_commands(commands: Any, shared: _Parser) -> None:
     hosts = _group(commands, "host", "list, add, empty and remove hosts")
-    _command(hosts, shared, "ls", host_commands.list_hosts, "list the hosts")
-    add = _command(hosts, shared, "add", local_commands.add_host, "add a local host")
+    _command(hosts, shared, "ls", "host_commands:list_hosts", "list the hosts")
+    add = _command(hosts, shared, "add", "local_commands:add_host", "add a local host")
     add.add_argument("--provider", choices=("aws", "gcp", "azure"), default="aws", help="whose notices it gets (aws)")
     add.add_argument("--name", help="its name (the provider's and a number)")
-    drain = _command(hosts, shared, "drain", host_commands.drain, "move all VMs away; the host takes none any more")
+    drain = _command(hosts, shared, "drain", "host_commands:drain", "move all VMs away; the host takes none any more")
     drain.add_argument("host", metavar="HOST")
     drain.add_argument("--off", action="store_true", help="take VMs again")
-    remove = _command(hosts, shared, "rm", host_commands.remove, "remove a host that runs nothing")
+    remove = _command(hosts, shared, "rm", "host_commands:remove", "remove a host that runs nothing")
     remove.add_argument("host", metavar="HOST")
     remove.add_argument("--force", action="store_true", help="also if VMs run on it: they are lost")
 
 
 def _vm_commands(commands: Any, shared: _Parser) -> None:
     run = _command(
-        commands, shared, "run", vm_commands.run, "run an image as a VM",
+        commands, shared, "run", "vm_commands:run", "run an image as a VM",
         "example: architect run oci:./web --publish 8080:80 --env MODE=fast -- /bin/serve --port 80",
         usage="architect run IMAGE [options] [-- COMMAND…]",
     )  # fmt: skip
@@ -152,16 +152,16 @@ def _vm_commands(commands: Any, shared: _Parser) -> None:
     run.add_argument("--host", default="", help="run it there (where most memory is free)")
     run.add_argument("--fsync", choices=("epoch", "host"), default="epoch", help="what the guest's fsync waits for (epoch)")
     run.set_defaults(takes_words=True)
-    stop = _vm_command(commands, shared, "stop", vm_commands.stop, "stop a VM; its log and exit code stay")
+    stop = _vm_command(commands, shared, "stop", "vm_commands:stop", "stop a VM; its log and exit code stay")
     stop.add_argument("--grace", type=_seconds, default=10.0, metavar="SECONDS", help="how long it may take to end by itself (10)")
-    remove = _vm_command(commands, shared, "rm", vm_commands.remove, "remove a VM that is over, and all it has")
+    remove = _vm_command(commands, shared, "rm", "vm_commands:remove", "remove a VM that is over, and all it has")
     remove.add_argument("--force", "-f", action="store_true", help="also if it runs")
-    migrate = _vm_command(commands, shared, "migrate", vm_commands.migrate, "move a VM live to another host")
+    migrate = _vm_command(commands, shared, "migrate", "vm_commands:migrate", "move a VM live to another host")
     migrate.add_argument("--to", required=True, metavar="HOST", help="where to")
     migrate.add_argument("--mode", choices=("auto", "precopy", "postcopy"), default="auto", help="what is left dirty (auto)")
     migrate.add_argument("--verify", action="store_true", help="compare the memory of both ends whole")
     execute = _vm_command(
-        commands, shared, "exec", exec_command.execute, "run a command in a VM; exits with its exit code",
+        commands, shared, "exec", "exec_command:execute", "run a command in a VM; exits with its exit code",
         "example: architect exec -it web -- sh", usage="architect exec [-it] VM -- COMMAND…",
     )  # fmt: skip
     execute.add_argument("-i", dest="interactive", action="store_true", help="pass our input on")
@@ -171,11 +171,11 @@ def _vm_commands(commands: Any, shared: _Parser) -> None:
 
 
 def _reading_commands(commands: Any, shared: _Parser) -> None:
-    _command(commands, shared, "ps", vm_commands.list_vms, "list the VMs")
-    _vm_command(commands, shared, "inspect", vm_commands.inspect, "show everything about a VM")
-    logs = _vm_command(commands, shared, "logs", vm_commands.logs, "print a VM's output")
+    _command(commands, shared, "ps", "vm_commands:list_vms", "list the VMs")
+    _vm_command(commands, shared, "inspect", "vm_commands:inspect", "show everything about a VM")
+    logs = _vm_command(commands, shared, "logs", "vm_commands:logs", "print a VM's output")
     logs.add_argument("-f", "--follow", action="store_true", help="go on as it comes, over moves, until the VM is over")
-    events = _command(commands, shared, "events", host_commands.events, "print what happened, one line each")
+    events = _command(commands, shared, "events", "host_commands:events", "print what happened, one line each")
     events.add_argument("-f", "--follow", action="store_true", help="go on as it comes")
 
 
@@ -184,15 +184,13 @@ def _group(commands: Any, name: str, what: str) -> Any:
     return parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
 
 
-def _command(commands: Any, shared: _Parser, name: str, function: Command, what: str, epilog: str = "", **options: Any) -> _Parser:
+def _command(commands: Any, shared: _Parser, name: str, function: str, what: str, epilog: str = "", **options: Any) -> _Parser:
     parser: _Parser = commands.add_parser(name, help=what, description=what, epilog=epilog, parents=[shared], **options)
     parser.set_defaults(command=function)
     return parser
 
 
-def _vm_command(
-    commands: Any, shared: _Parser, name: str, function: Command, what: str, epilog: str = "", **options: Any
-) -> _Parser:
+def _vm_command(commands: Any, shared: _Parser, name: str, function: str, what: str, epilog: str = "", **options: Any) -> _Parser:
     parser = _command(commands, shared, name, function, what, epilog, **options)
     parser.add_argument("vm", metavar="VM", help="its name or id")
     return parser

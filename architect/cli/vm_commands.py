@@ -14,7 +14,6 @@ from architect.cli.client import Client, StreamBrokenError, segment
 from architect.cli.output import VM_HEAD, Output, endpoint_text, fields, vm_row
 from architect.cli.patience import asked_again, resumed
 from architect.errors import HandoverError, NotFoundError, OutcomeUnknownError
-from architect.model.endpoints import parse_publish
 from architect.model.sizes import format_size
 
 POLL_S = 0.3
@@ -23,6 +22,8 @@ POLL_S = 0.3
 def run(options: argparse.Namespace) -> int:
     """`architect run`."""
     client, output = Client(options.state_dir), Output(as_json=options.json)
+    from architect.model.endpoints import parse_publish
+
     publish = [parse_publish(text) for text in options.publish]
     body = {
         "image": _absolute(options.image),

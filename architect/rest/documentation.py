@@ -10,11 +10,11 @@ import msgspec
 from architect.rest.answers import JSON_LINES, ErrorAnswer
 
 
-def answers(kind: Any, what: str, *, streams: bool = False) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that answers `kind`, as one document or as a stream of lines."""
+def answers(what: str, *kinds: Any, streams: bool = False) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that answers one of these types, as one document or as a stream of lines."""
     media = JSON_LINES if streams else "application/json"
     return {
-        200: {"description": what, "content": {media: {"schema": schema_of(kind)}}},
+        200: {"description": what, "content": {media: {"schema": {"anyOf": [schema_of(kind) for kind in kinds]}}}},
         "4XX": {"description": "a refusal", "content": {"application/json": {"schema": schema_of(ErrorAnswer)}}},
         "5XX": {"description": "a failure", "content": {"application/json": {"schema": schema_of(ErrorAnswer)}}},
     }

@@ -32,35 +32,35 @@ def fabric_routes(fabric: Fabric) -> APIRouter:
     """All routes under /v1 that are not about VMs."""
     router = APIRouter(prefix="/v1", tags=["fabric"])
 
-    @router.get("/status", responses=answers(StatusView, "the control plane"))
+    @router.get("/status", responses=answers("the control plane", StatusView))
     async def status() -> Response:
         """The control plane answers."""
         addresses = fabric.edge.facts.public_addresses if fabric.edge.facts is not None else ()
         return document(StatusView(VERSION, fabric.config.fabric, fabric.edge.is_connected, addresses))
 
-    @router.get("/hosts", responses=answers(list[HostView], "all hosts, by name"))
+    @router.get("/hosts", responses=answers("all hosts, by name", list[HostView]))
     async def list_hosts() -> Response:
         """All hosts."""
         return document([host_view(fabric, record) for _, record in sorted(fabric.book.hosts.items())])
 
-    @router.post("/hosts/{host}/drain", responses=answers(Progress | DrainView, "progress, then what left", streams=True))
+    @router.post("/hosts/{host}/drain", responses=answers("progress, then what left", Progress, DrainView, streams=True))
     async def drain(host: str) -> Response:
         """Move all VMs away; the host takes none until it is opened."""
         return await lines(_drained(fabric, host))
 
-    @router.post("/hosts/{host}/open", responses=answers(HostView, "the host"))
+    @router.post("/hosts/{host}/open", responses=answers("the host", HostView))
     async def open_host(host: str) -> Response:
         """Take VMs again after a drain."""
         return document(host_view(fabric, await set_draining(fabric, host, draining=False)))
 
-    @router.delete("/hosts/{host}", responses=answers(HostView, "the host, as it was"))
+    @router.delete("/hosts/{host}", responses=answers("the host, as it was", HostView))
     async def remove(host: str) -> Response:
         """Forget a host that runs nothing."""
         view = host_view(fabric, fabric.book.find_host(host))
         await remove_host(fabric, host)
         return document(view)
 
-    @router.get("/events", responses=answers(EventView, "events, oldest first", streams=True))
+    @router.get("/events", responses=answers("events, oldest first", EventView, streams=True))
     async def events(follow: bool = False, after: Annotated[int, Query(ge=0)] = 0) -> Response:
         """What happened after the event with sequence number `after`; with `follow` also what will."""
         return await lines(_events(fabric, after, follow=follow))

@@ -36,25 +36,25 @@ def vm_routes(plane: ControlPlane) -> APIRouter:
 
 
 def _reading_routes(router: APIRouter, fabric: Fabric) -> None:
-    @router.get("/vms", responses=answers(list[VmView], "all VMs, oldest first"))
+    @router.get("/vms", responses=answers("all VMs, oldest first", list[VmView]))
     async def list_vms() -> Response:
         """All VMs."""
         records = sorted(fabric.book.vms.values(), key=lambda record: record.created_at_s)
         return document([vm_view(fabric, record) for record in records if not record.is_tombstone])
 
-    @router.get("/vms/{vm}", responses=answers(VmView, "the VM"))
+    @router.get("/vms/{vm}", responses=answers("the VM", VmView))
     async def inspect_vm(vm: str) -> Response:
         """One VM, by name or id."""
         return document(vm_view(fabric, fabric.book.find_vm(vm)))
 
-    @router.get("/vms/{vm}/logs", responses=answers(read_log.LogPart, "parts of the output, data in base64", streams=True))
+    @router.get("/vms/{vm}/logs", responses=answers("parts of the output, data in base64", read_log.LogPart, streams=True))
     async def read_logs(vm: str, offset: Annotated[int, Query(ge=0)] = 0, follow: bool = False) -> Response:
         """The VM's output from a byte offset on."""
         return await lines(read_log.read_log(fabric, vm, offset, follow=follow))
 
 
 def _changing_routes(router: APIRouter, fabric: Fabric) -> None:
-    @router.post("/vms", responses=answers(Progress | VmView, "progress, then the VM", streams=True))
+    @router.post("/vms", responses=answers("progress, then the VM", Progress, VmView, streams=True))
     async def run(body: RunBody) -> Response:
         """Run a VM; the stream ends when it runs. It is created also if the client leaves."""
         record, follower = await run_vm(fabric, body.wish())
@@ -62,30 +62,30 @@ def _changing_routes(router: APIRouter, fabric: Fabric) -> None:
             _followed(fabric, record.id, follower, Progress(f"{record.request.name} goes to {record.host}", vm=record.id))
         )
 
-    @router.post("/vms/{vm}/stop", responses=answers(VmView, "the VM, stopped"))
+    @router.post("/vms/{vm}/stop", responses=answers("the VM, stopped", VmView))
     async def stop(vm: str, body: StopBody) -> Response:
         """Stop a VM and wait until it is over."""
         return document(vm_view(fabric, await end_vm.stop_vm(fabric, vm, body.grace_s)))
 
-    @router.delete("/vms/{vm}", responses=answers(VmView, "the VM, as it was"))
+    @router.delete("/vms/{vm}", responses=answers("the VM, as it was", VmView))
     async def remove(vm: str, force: bool = False) -> Response:
         """Remove a VM that is over; with `force` one that runs, too."""
         return document(vm_view(fabric, await end_vm.remove_vm(fabric, vm, force=force)))
 
 
 def _moving_routes(router: APIRouter, fabric: Fabric) -> None:
-    @router.post("/vms/{vm}/migrate", responses=answers(Progress | MigrationView, "progress, then the move", streams=True))
+    @router.post("/vms/{vm}/migrate", responses=answers("progress, then the move", Progress, MigrationView, streams=True))
     async def migrate(vm: str, body: MigrateBody) -> Response:
         """Move a VM; the stream ends when the move has. It goes on also if the client leaves."""
         record, follower = await migrate_vm(fabric, body.wish(vm))
         return await lines(_followed(fabric, record.id, follower, Progress("planned", 0.0, record.id)))
 
-    @router.get("/migrations", responses=answers(list[MigrationView], "moves, oldest first"))
+    @router.get("/migrations", responses=answers("moves, oldest first", list[MigrationView]))
     async def list_migrations() -> Response:
         """Moves that go on or ended not long ago."""
         return document([migration_view(record) for record in fabric.book.moves.values()])
 
-    @router.get("/migrations/{migration}", responses=answers(MigrationView, "the move"))
+    @router.get("/migrations/{migration}", responses=answers("the move", MigrationView))
     async def inspect_migration(migration: str) -> Response:
         """One move."""
         record = fabric.book.moves.get(MigrationId(migration))
@@ -95,7 +95,7 @@ def _moving_routes(router: APIRouter, fabric: Fabric) -> None:
 
 
 def _exec_routes(router: APIRouter, plane: ControlPlane) -> None:
-    @router.post("/vms/{vm}/exec", responses=answers(ExecStarted | ExecPart, "output, data in base64", streams=True))
+    @router.post("/vms/{vm}/exec", responses=answers("output, data in base64", ExecStarted, ExecPart, streams=True))
     async def run_command(vm: str, body: ExecBody) -> Response:
         """Run a command in the VM; the first line names the session that takes input."""
         return await lines(_executed(plane, vm, body))

@@ -14,7 +14,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -181,13 +181,24 @@ def is_inside(process: ProcessIdentity, namespaces: Collection[NamespaceIdentity
     return False
 
 
-def has_mark(process: ProcessIdentity, marks: Iterable[str]) -> bool:
-    """Whether its environment, as it was at its start, holds one of the `NAME=VALUE`s."""
+def has_mark(process: ProcessIdentity, marks: Collection[str]) -> bool:
+    """Whether its environment, as it was at its start, holds a `NAME=VALUE` that is one of these or begins with one that ends
+    in a slash."""
     try:
-        content = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+        content = Path(f"/proc/{process.pid}/environ").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return False
-    return any(mark.encode() in content for mark in marks)
+    prefixes = tuple(mark for mark in marks if mark.endswith("/"))
+    return any(entry in marks or entry.startswith(prefixes) for entry in content)
+
+
+def network_namespace(process: ProcessIdentity) -> NamespaceIdentity | None:
+    """The one that its main thread is in; None if it is gone."""
+    try:
+        status = os.stat(f"/proc/{process.pid}/ns/net")
+    except OSError:
+        return None
+    return NamespaceIdentity(status.st_dev, status.st_ino)
 
 
 def processes_where(is_wanted: Callable[[ProcessIdentity], bool]) -> list[ProcessIdentity]:

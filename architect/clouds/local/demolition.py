@@ -14,8 +14,22 @@ from architect.clouds.local.layout import FabricLayout, StateFolder, fabric_mark
 from architect.clouds.local.network import remove_namespace, remove_network, unplug_host
 from architect.clouds.local.record import HostRecord
 from architect.errors import HostError
-from architect.runtime.namespaces import NamespaceIdentity, identify_namespace, namespace_names, namespace_path
-from architect.runtime.processes import ProcessIdentity, has_mark, is_inside, kill_all
+from architect.runtime.namespaces import (
+    NamespaceIdentity,
+    current_namespace,
+    identify_namespace,
+    namespace_names,
+    namespace_path,
+)
+from architect.runtime.processes import (
+    ProcessIdentity,
+    has_mark,
+    identify_process,
+    is_inside,
+    kill_all,
+    network_namespace,
+    processes_where,
+)
 
 PINS = Path("/sys/fs/bpf/architect")
 RUNTIME = Path("/run/architect")
@@ -29,7 +43,8 @@ def destroy_host(folder: StateFolder, layout: FabricLayout, host: HostRecord) ->
     """
     unplug_host(layout, host.slot)
     name = layout.host_namespace(host.name)
-    killed = kill_all(_belonging([name], [host_mark(folder.fabric, host.name)]), f"host {host.name}")
+    mark = host_mark(folder.fabric, host.name)
+    killed = kill_all(_belonging([name], mark, [mark]), f"host {host.name}")
     remove_namespace(name)
     for root in (PINS, RUNTIME):
         _remove(root / folder.fabric / host.name.replace(".", "_"))  # bpffs reserves names with dots
@@ -47,7 +62,7 @@ def clear_remains(folder: StateFolder) -> int:
     """
     fabric = folder.fabric
     names = namespace_names(namespace_prefix(fabric))
-    killed = kill_all(_belonging(names, [fabric_mark(fabric)]), f"fabric {fabric}")
+    killed = kill_all(_belonging(names, host_mark(fabric, ""), [fabric_mark(fabric)]), f"fabric {fabric}")
     remove_network(fabric)
     for root in (PINS, RUNTIME):
         _remove(root / fabric)
@@ -67,10 +82,24 @@ def demolish(folder: StateFolder) -> int:
     return killed
 
 
-def _belonging(names: Collection[str], marks: Collection[str]) -> Callable[[ProcessIdentity], bool]:
-    found = (identify_namespace(namespace_path(name)) for name in names)
-    namespaces: set[NamespaceIdentity] = {identity for identity in found if identity is not None}
+def _belonging(names: Collection[str], agents: str, marks: Collection[str]) -> Callable[[ProcessIdentity], bool]:
+    """What is in one of the namespaces of these names, or in one that lost its name and has an agent in it, or bears a mark."""
+    namespaces = {*_identities(names), *_nameless(agents)}
     return lambda process: is_inside(process, namespaces) or has_mark(process, marks)
+
+
+def _nameless(agents: str) -> set[NamespaceIdentity]:
+    """The namespaces without a name that processes with that mark are in. Nobody else's can be among them: not ours, not init's."""
+    known = {*_identities(namespace_names("")), current_namespace()}
+    marked = processes_where(lambda process: process.pid != 1 and has_mark(process, [agents]))
+    init = identify_process(1)
+    found = {network_namespace(process) for process in marked} - known - {network_namespace(init) if init else None}
+    return {identity for identity in found if identity is not None}
+
+
+def _identities(names: Collection[str]) -> set[NamespaceIdentity]:
+    found = (identify_namespace(namespace_path(name)) for name in names)
+    return {identity for identity in found if identity is not None}
 
 
 def _remove(path: Path) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import os
 import platform
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,9 @@ _UFFDIO_API = 0xC018AA3F
 _UFFD_API = 0xAA
 _UFFD_FEATURES = (1 << 13) | (1 << 15)  # WP_UNPOPULATED, WP_ASYNC: linux/userfaultfd.h
 _PAGEMAP_SCAN = 0xC0606610
+_BPF_CALLS = {"x86_64": 321, "aarch64": 280}
+_BPF_MAP_TYPE_ARRAY = 2
+_QEMU = "qemu-system-x86_64"
 _KERNEL_MIN = (6, 7)
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -38,6 +42,8 @@ def check_machine() -> None:
     check_tun()
     check_userfaultfd()
     check_pagemap_scan()
+    check_bpf()
+    check_qemu()
 
 
 def check_root() -> None:
@@ -107,6 +113,27 @@ def check_pagemap_scan() -> None:
                 fcntl.ioctl(pagemap.fileno(), _PAGEMAP_SCAN, bytearray(argument))
 
     _try("PAGEMAP_SCAN", "use Linux 6.7 or newer", attempt)
+
+
+def check_bpf() -> None:
+    """Raises: HostError: no BPF map can be made."""
+
+    def attempt() -> None:
+        number = _BPF_CALLS.get(platform.machine())
+        if number is None:
+            raise OSError(0, f"system call not known on {platform.machine()}")
+        attributes = ctypes.create_string_buffer(struct.pack("5I", _BPF_MAP_TYPE_ARRAY, 4, 4, 1, 0), 128)
+        descriptor = _libc.syscall(number, 0, attributes, ctypes.sizeof(attributes))
+        _call(min(descriptor, 0))
+        os.close(descriptor)
+
+    _try("bpf(2)", "run as root on a kernel with CONFIG_BPF_SYSCALL, outside of a restricted container", attempt)
+
+
+def check_qemu() -> None:
+    """Raises: HostError: QEMU is not installed."""
+    if shutil.which(_QEMU) is None:
+        raise HostError(_QEMU, "is not installed", "install it (Debian: apt install qemu-system-x86)")
 
 
 def _try(thing: str, next_step: str, attempt: Callable[[], None]) -> None:

@@ -1,0 +1,78 @@
+"""All tests: skips by capability, and a guard that a run leaves nothing behind.
+
+A test marked `host` needs what `host_capabilities.CHECKS` lists, or only what its mark names (`pytest.mark.host("root", "bpf")`).
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import host_capabilities, leftovers
+from tests.machine import Machine, machine
+
+_skips: Counter[str] = Counter()
+_causes: dict[str, str] = {}
+_left: list[str] = []
+_is_isolated = False
+
+
+def pytest_sessionstart() -> None:
+    """Make the run's own place, before anything starts."""
+    global _is_isolated
+    _is_isolated = leftovers.isolate()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what the machine cannot run, with the reason."""
+    for item in items:
+        mark = item.get_closest_marker("host")
+        if mark is None:
+            continue
+        capability, cause = host_capabilities.first_missing(tuple(mark.args))
+        if capability:
+            _skips[capability] += 1
+            _causes[capability] = cause
+            item.add_marker(pytest.mark.skip(reason=f"needs {capability}: {cause}"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run that leaves processes, namespaces or pins behind, and remove them."""
+    if _is_isolated:
+        _left.extend(leftovers.find())
+        leftovers.remove()
+    if _left and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests were skipped for want of what, and what was left behind."""
+    if _skips:
+        terminalreporter.section("skipped for want of a capability")
+        for capability, count in sorted(_skips.items()):
+            terminalreporter.line(f"{count:5d} need {capability}: {_causes[capability]}")
+    if _left:
+        terminalreporter.section("left behind (the run fails; removed now)")
+        for line in _left:
+            terminalreporter.line(line)
+
+
+@pytest.fixture
+def machine_namespace() -> Iterator[Machine]:
+    """A network namespace that plays "this machine", so that a fabric's link and route do not touch the real one's."""
+    with machine() as made:
+        yield made
+
+
+@pytest.fixture
+def state_dir() -> Iterator[Path]:
+    """A state folder whose path is short enough for unix sockets."""
+    path = Path(tempfile.mkdtemp(prefix="arc", dir="/tmp"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)

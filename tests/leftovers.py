@@ -1,0 +1,66 @@
+"""What a test run leaves behind: found for certain, because the run lives in a mount namespace of its own.
+
+`isolate` gives the run private, empty `/run/netns` and `/sys/fs/bpf`. So the named namespaces and pins in there are this run's and
+nobody else's, parallel runs do not meet, and every process in that mount namespace was started by this run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from pathlib import Path
+
+from architect.runtime.namespaces import NAMES, delete_namespace
+from architect.runtime.processes import ProcessIdentity, command_line, processes_where, send_signal
+
+PINS = Path("/sys/fs/bpf")
+SETTLE_S = 3.0
+_CLONE_NEWNS = 0x20000
+_MS_REC, _MS_PRIVATE = 0x4000, 1 << 18
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def isolate() -> bool:
+    """Move this process into a mount namespace of its own; False where that is not possible. Threads must not run yet."""
+    if os.geteuid() != 0 or _libc.unshare(_CLONE_NEWNS) != 0:
+        return False
+    NAMES.mkdir(parents=True, exist_ok=True)
+    is_private = int(_libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)) == 0
+    if is_private:
+        _libc.mount(b"tmpfs", bytes(NAMES), b"tmpfs", 0, b"mode=755")
+        _libc.mount(b"bpf", bytes(PINS), b"bpf", 0, None)
+    return is_private
+
+
+def find() -> list[str]:
+    """What is left now, a line each; waits a little for processes that are ending."""
+    end_s = time.monotonic() + SETTLE_S
+    while (processes := _processes()) and time.monotonic() < end_s:
+        time.sleep(0.05)
+    lines = [f"process {process.pid}: {' '.join(command_line(process))[:150]}" for process in processes]
+    lines += [f"network namespace {path.name}" for path in sorted(NAMES.iterdir())]
+    lines += [f"pin {path}" for path in sorted(PINS.glob("*/**/*")) if not path.is_dir()]
+    return lines
+
+
+def remove() -> None:
+    """Take away what is left, so that it burdens nobody."""
+    for process in _processes():
+        send_signal(process, signal.SIGKILL)
+    for path in list(NAMES.iterdir()):
+        delete_namespace(path.name)
+
+
+def _processes() -> list[ProcessIdentity]:
+    ours = os.stat("/proc/self/ns/mnt").st_ino
+
+    def is_ours(process: ProcessIdentity) -> bool:
+        try:
+            inode = os.stat(f"/proc/{process.pid}/ns/mnt").st_ino
+        except OSError:
+            return False
+        return inode == ours and not any("multiprocessing" in part for part in command_line(process))
+
+    return processes_where(is_ours)

@@ -62,7 +62,8 @@ def parse(words: list[str]) -> argparse.Namespace | None:
     """
     head, tail = _split(words)
     try:
-        options = _grammar().parse_args(head)
+        # Not by set_defaults: the parsers share the actions, and a subcommand's default would undo what stood before it.
+        options = _grammar().parse_args(head, argparse.Namespace(json=False, state_dir=_default_state_dir()))
     except _Help:
         return None
     takes_words = getattr(options, "takes_words", False)
@@ -71,6 +72,10 @@ def parse(words: list[str]) -> argparse.Namespace | None:
     options.words = tail
     options.state_dir = Path(os.path.abspath(options.state_dir))
     return options
+
+
+def _default_state_dir() -> str:
+    return os.environ.get("ARCHITECT_STATE") or DEFAULT_STATE_DIR
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:
@@ -82,13 +87,12 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
 
 def _grammar() -> argparse.ArgumentParser:
     shared = _Parser(add_help=False)
-    state_dir = os.environ.get("ARCHITECT_STATE") or DEFAULT_STATE_DIR
     shared.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document, or one a line")
     shared.add_argument(
         "--state-dir",
         metavar="DIR",
         default=argparse.SUPPRESS,
-        help=f"the fabric's folder (now {state_dir}; $ARCHITECT_STATE sets it)",
+        help=f"the fabric's folder (now {_default_state_dir()}; $ARCHITECT_STATE sets it)",
     )
     parser = _Parser(
         prog="architect",
@@ -96,7 +100,6 @@ def _grammar() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         description="A failure-proof compute fabric: OCI images as VMs that move live.",
     )
-    parser.set_defaults(json=False, state_dir=state_dir)
     parser.add_argument("--version", action="version", version=f"architect {VERSION}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     _fabric_commands(commands, shared)

@@ -1,0 +1,1 @@
+"""AWS EC2: notices by the instance metadata service (`imds`)."""

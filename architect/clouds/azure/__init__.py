@@ -1,0 +1,1 @@
+"""Azure: notices by Scheduled Events (`scheduled_events`)."""

@@ -1,0 +1,1 @@
+"""Google Compute Engine: notices by the metadata server (`metadata`)."""

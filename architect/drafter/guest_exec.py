@@ -182,8 +182,11 @@ class GuestExec:
         (received,) = unpack(INPUT_ACK, frame, self._link.guest)
         if not self._attached:
             # First word of this session: it goes on from what the guest holds. One that we attached to knows no earlier input.
-            if not self._input or received < self._input_start:
+            if not self._input:
                 self._input_start = received
+            elif received < self._input_start:
+                self.fail(gone_error(self._link.guest, self.id))  # The guest went back in time, before input that is gone here.
+                return
             self._input_sent = received
             self._end_sent = False
             self._attached = True

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import zlib
 from collections.abc import Callable
+from typing import Protocol
 
 from architect.errors import HostError
 
@@ -71,20 +72,24 @@ def _checked(vmlinux: bytes, name: str) -> bytes:
     return vmlinux
 
 
-def _gunzip(payload: bytes) -> bytes:
-    return zlib.decompressobj(wbits=31).decompress(payload, VMLINUX_BYTES_MAX)
+class _Decompressor(Protocol):
+    """What zlib, lzma and bz2 have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
 
-def _xz(payload: bytes) -> bytes:
-    return lzma.LZMADecompressor(format=lzma.FORMAT_XZ).decompress(payload, VMLINUX_BYTES_MAX)
+def _by_library(make: Callable[[], _Decompressor]) -> Callable[[bytes], bytes]:
+    def decompress(payload: bytes) -> bytes:
+        decompressor = make()
+        data = decompressor.decompress(payload, VMLINUX_BYTES_MAX)
+        if not decompressor.eof:
+            raise ValueError("it ends early or is too long")
+        return data
 
-
-def _lzma(payload: bytes) -> bytes:
-    return lzma.LZMADecompressor(format=lzma.FORMAT_ALONE).decompress(payload, VMLINUX_BYTES_MAX)
-
-
-def _bzip2(payload: bytes) -> bytes:
-    return bz2.BZ2Decompressor().decompress(payload, VMLINUX_BYTES_MAX)
+    return decompress
 
 
 def _by_command(*command: str) -> Callable[[bytes], bytes]:
@@ -96,10 +101,10 @@ def _by_command(*command: str) -> Callable[[bytes], bytes]:
 
 
 _DECOMPRESSORS: tuple[tuple[bytes, Callable[[bytes], bytes]], ...] = (
-    (b"\x1f\x8b\x08", _gunzip),
-    (b"\xfd7zXZ\x00", _xz),
-    (b"\x5d\x00\x00", _lzma),
-    (b"BZh", _bzip2),
+    (b"\x1f\x8b\x08", _by_library(lambda: zlib.decompressobj(wbits=31))),
+    (b"\xfd7zXZ\x00", _by_library(lambda: lzma.LZMADecompressor(format=lzma.FORMAT_XZ))),
+    (b"\x5d\x00\x00", _by_library(lambda: lzma.LZMADecompressor(format=lzma.FORMAT_ALONE))),
+    (b"BZh", _by_library(bz2.BZ2Decompressor)),
     (b"\x28\xb5\x2f\xfd", _by_command("zstd", "-d", "-c", "-q")),
     (b"\x02\x21\x4c\x18", _by_command("lz4", "-d", "-c", "-q")),
 )

@@ -137,19 +137,12 @@ static bool take_frame(void) {
     return false;
 }
 
-/* A host that went away took its session with it, and perhaps half a frame. */
-static void host_left(void) {
-    input_used = output_used = 0;
-    has_session = false;
-}
-
-/* True where bytes came. */
+/* True where bytes came. The end of file that a port without a host reads as changes nothing: the kernel may tell of an old
+ * disconnection after the bytes of the next host have come. A session ends when another begins. */
 static bool receive(void) {
     if (input_used == INPUT_BYTES)
         return false;
     ssize_t count = read(port.fd, input + input_used, INPUT_BYTES - input_used);
-    if (count == 0)
-        host_left();
     if (count <= 0)
         return false;
     input_used += (size_t)count;

@@ -141,11 +141,13 @@ class SourceMemory:
     async def tunnel_listen(self, name: str) -> str:
         """As the port says."""
         path = str(self._vm.folder.memory / f"{name}.sock")
+        await parts_of(self._vm).memory.tunnel_close(name)  # of an earlier move
         await parts_of(self._vm).memory.tunnel_listen(name, path)
         return path
 
     async def tunnel_connect(self, name: str, path: str) -> None:
         """As the port says."""
+        await parts_of(self._vm).memory.tunnel_close(name)  # of an earlier move
         await parts_of(self._vm).memory.tunnel_connect(name, path)
 
 

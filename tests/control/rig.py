@@ -19,7 +19,7 @@ from architect.control.run_vm import RunWish, run_vm
 from architect.control.views import MigrationView, VmView, vm_view
 from architect.errors import UnavailableError
 from architect.model.config import ControlConfig
-from architect.model.ids import VmId
+from architect.model.ids import HostName, VmId
 from architect.model.vm_state import VmState
 from architect.runtime.rpc import Channel, Handler
 from architect.testing.fake_agent import Connect, FakeAgent, FakeWorld
@@ -90,8 +90,15 @@ class Rig:
 
     async def connect(self, agent: FakeAgent) -> None:
         """The agent dials the control plane."""
-        await agent.connect(self._connection_of(agent), 1.0)
+        await agent.connect(self.connection_of(agent), 1.0)
         await self.until(lambda: self.control.fabric.fleet.report(agent.name) is not None)
+
+    async def disconnect(self, name: str) -> FakeAgent:
+        """The host's agent is not connected any more; its VMs run on."""
+        agent = self.world.agents[HostName(name)]
+        await agent.disconnect()
+        await self.until(lambda: not self.control.fabric.fleet.is_here(agent.name))
+        return agent
 
     async def run(self, name: str, **wish: Any) -> VmView:
         """Run a VM to the end of its creation."""
@@ -122,14 +129,16 @@ class Rig:
     async def until(self, condition: Callable[[], bool], limit_s: float = 120.0) -> None:
         """Let (virtual) time pass until it is so."""
         async with asyncio.timeout(limit_s):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - virtual time, and any condition
                 await asyncio.sleep(0.05)
 
     async def until_state(self, name: str, state: VmState) -> None:
         """Let time pass until users see the VM in that state."""
         await self.until(lambda: self.view(name).state is state)
 
-    def _connection_of(self, agent: FakeAgent) -> Connect:
+    def connection_of(self, agent: FakeAgent) -> Connect:
+        """How the agent dials the control plane."""
+
         async def connect(handler: Handler) -> Channel:
             (near, far) = await stream_pair()
             self._tasks.append(asyncio.create_task(self.control.desk.serve(*far, f"agent:{agent.name}")))

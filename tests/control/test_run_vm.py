@@ -174,7 +174,7 @@ def test_a_host_can_be_asked_for_and_is_refused_if_it_takes_no_vm(tmp_path: Path
             assert (await one.run("a", host="gcp-1")).host == "gcp-1"
             with pytest.raises(NotFoundError, match="host azure-9"):
                 await one.run("b", host="azure-9")
-            await one.world.agents[one.vm("a").host].disconnect()
+            await one.disconnect("gcp-1")
             with pytest.raises(UnavailableError):
                 await one.run("c", host="gcp-1")
 

@@ -1,0 +1,263 @@
+"""Moving a VM: refusals, followers, and every way in which control plane and hosts may vanish meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from architect.control.end_vm import remove_vm, stop_vm
+from architect.control.evacuate import set_draining
+from architect.control.move_vm import MoveWish, migrate_vm
+from architect.control.views import MigrationView
+from architect.errors import (
+    CapacityError,
+    ConflictError,
+    IncompatibleError,
+    LostError,
+    NotFoundError,
+    UnavailableError,
+)
+from architect.model.handover_state import HandoverState
+from architect.model.ids import HostName
+from architect.model.sizes import MIB
+from architect.model.vm_state import VmState
+from tests.control.rig import Rig, ended, id_of, rig, simulate
+
+HELD = (HandoverState.PREPARING, HandoverState.PRECOPY, HandoverState.SWITCHOVER, HandoverState.COMMITTED, HandoverState.DONE)
+
+
+async def begin(one: Rig, held: HandoverState | None = None) -> asyncio.Event:
+    """Run `web` on aws-1 and begin its move to gcp-1, held before it enters a state."""
+    gate = asyncio.Event()
+    if held is not None:
+        one.world.hold[held] = gate
+    await one.run("web", host="aws-1")
+    await migrate_vm(one.control.fabric, MoveWish("web", "gcp-1"))
+    return gate
+
+
+def test_a_move_ends_with_the_vm_at_the_target_and_its_numbers(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            await one.run("web", host="aws-1")
+            view = await one.migrate("web", "gcp-1")
+            assert (view.source, view.target, view.outcome, view.rounds) == ("aws-1", "gcp-1", "done", 3)
+            assert (view.downtime_ms, view.bytes_by_source.peer, [phase.name for phase in view.phases]) == (
+                21.5, 4096, ["preparing", "precopy"],
+            )  # fmt: skip
+            assert (one.view("web").host, one.view("web").term, one.view("web").state) == ("gcp-1", 2, VmState.RUNNING)
+            states = [event.message for event in one.control.fabric.book.events if event.kind.value == "migration-state"]
+            assert states == ["preparing", "precopy", "switchover", "committed"]
+
+    simulate(test())
+
+
+def test_a_vm_that_moves_shows_so_and_refuses_a_second_move(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1", "azure-1") as one:
+            gate = await begin(one, HandoverState.PRECOPY)
+            assert one.view("web").state is VmState.MIGRATING
+            with pytest.raises(ConflictError, match="is moving already, aws-1 to gcp-1"):
+                await one.migrate("web", "azure-1")
+            gate.set()
+            await one.until_state("web", VmState.RUNNING)
+
+    simulate(test())
+
+
+def test_targets_that_cannot_take_it_are_refused_by_kind(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            await one.host("small-1", 100)
+            await one.run("web", host="aws-1")
+            for target, error in (("nope", NotFoundError), ("aws-1", ConflictError), ("small-1", CapacityError)):
+                with pytest.raises(error):
+                    await one.migrate("web", target)
+            await set_draining(one.control.fabric, "gcp-1", draining=True)
+            with pytest.raises(ConflictError, match="is draining"):
+                await one.migrate("web", "gcp-1")
+            await set_draining(one.control.fabric, "gcp-1", draining=False)
+            await one.disconnect("gcp-1")
+            with pytest.raises(UnavailableError, match="host gcp-1"):
+                await one.migrate("web", "gcp-1")
+            assert one.control.fabric.book.moves == {}
+
+    simulate(test())
+
+
+def test_a_vm_that_is_over_lost_or_unknown_does_not_move(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            with pytest.raises(NotFoundError):
+                await one.migrate("web", "gcp-1")
+            await one.run("web", host="aws-1")
+            await one.run("old", host="aws-1")
+            await stop_vm(one.control.fabric, "old", 1)
+            with pytest.raises(ConflictError, match="is stopped"):
+                await one.migrate("old", "gcp-1")
+            await one.world.lose_host("aws-1")
+            await one.until_state("web", VmState.LOST)
+            with pytest.raises(LostError):
+                await one.migrate("web", "gcp-1")
+
+    simulate(test())
+
+
+def test_a_target_that_refuses_gives_its_own_error_and_the_vm_runs_on(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            one.world.refuse_move[_host("gcp-1")] = IncompatibleError("host gcp-1", "has another TSC", "choose another")
+            await one.run("web", host="aws-1")
+            with pytest.raises(IncompatibleError, match="another TSC"):
+                await one.migrate("web", "gcp-1")
+            assert (one.view("web").state, one.view("web").host) == (VmState.RUNNING, "aws-1")
+            assert one.kinds()[-1] == "migration-failed"
+
+    simulate(test())
+
+
+@pytest.mark.parametrize("held", HELD)
+def test_a_control_plane_that_dies_in_any_state_joins_the_move_again(tmp_path: Path, held: HandoverState) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            gate = await begin(one, held)
+            await asyncio.sleep(2)
+            await one.restart()
+            (record,) = one.control.fabric.book.moves.values()
+            assert not record.state.is_terminal
+            await asyncio.sleep(2)
+            gate.set()
+            await one.until(lambda: one.control.fabric.book.moves[record.id].state.is_terminal)
+            after = one.control.fabric.book.moves[record.id]
+            assert (after.state, len(one.world.moves)) == (HandoverState.DONE, 1)
+            assert (one.view("web").host, one.view("web").term) == ("gcp-1", 2)
+            assert after.report is not None and after.report.downtime_ms == 21.5
+
+    simulate(test())
+
+
+@pytest.mark.parametrize("held", HELD)
+def test_a_move_that_ends_while_no_control_plane_is_there_is_found_ended(tmp_path: Path, held: HandoverState) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            gate = await begin(one, held)
+            await asyncio.sleep(2)
+            await one.kill()
+            gate.set()
+            await asyncio.sleep(2)
+            one.start()
+            for agent in one.world.agents.values():
+                await one.connect(agent)
+            (record,) = one.control.fabric.book.moves.values()
+            await one.until(lambda: one.control.fabric.book.moves[record.id].state is HandoverState.DONE)
+            assert one.view("web").host == "gcp-1"
+
+    simulate(test())
+
+
+@pytest.mark.parametrize("held", HELD[:4])
+def test_a_source_that_vanishes_before_the_commit_loses_the_vm_and_fails_the_move(tmp_path: Path, held: HandoverState) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            await begin(one, held)
+            await asyncio.sleep(2)
+            await one.world.lose_host("aws-1")
+            await one.until_state("web", VmState.LOST)
+            (record,) = one.control.fabric.book.moves.values()
+            assert record.state is HandoverState.FAILED
+            assert "aws-1 vanished" in record.reason and "aws-1 vanished" in one.view("web").reason
+
+    simulate(test())
+
+
+def test_a_source_that_vanishes_after_the_commit_takes_nothing_with_it(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            await begin(one, HandoverState.DONE)
+            await one.until(lambda: one.world.running_at(id_of(one, "web")) == ["gcp-1"])
+            await one.world.lose_host("aws-1")
+            await one.until_state("web", VmState.RUNNING)
+            (record,) = one.control.fabric.book.moves.values()
+            assert (record.state, one.view("web").host) == (HandoverState.DONE, "gcp-1")
+
+    simulate(test())
+
+
+def test_a_connection_that_breaks_during_a_move_is_taken_up_again(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            gate = await begin(one, HandoverState.PRECOPY)
+            await asyncio.sleep(1)
+            source = await one.disconnect("aws-1")
+            await asyncio.sleep(3)
+            assert one.view("web").state is VmState.MIGRATING
+            await one.connect(source)
+            gate.set()
+            await one.until_state("web", VmState.RUNNING)
+            assert one.view("web").host == "gcp-1"
+
+    simulate(test())
+
+
+def test_a_source_that_was_given_up_and_comes_back_is_believed(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            gate = await begin(one, HandoverState.PRECOPY)
+            await asyncio.sleep(1)
+            source = await one.disconnect("aws-1")
+            await one.until_state("web", VmState.LOST)
+            await one.connect(source)
+            await one.until_state("web", VmState.RUNNING)
+            gate.set()
+            await one.until(lambda: one.view("web").host == "gcp-1")
+            assert one.view("web").state is VmState.RUNNING
+
+    simulate(test())
+
+
+def test_a_stop_during_a_move_waits_for_its_end(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            gate = await begin(one, HandoverState.PRECOPY)
+            stopping = asyncio.create_task(stop_vm(one.control.fabric, "web", 1))
+            await asyncio.sleep(5)
+            assert not stopping.done()
+            gate.set()
+            assert (await stopping).state is VmState.STOPPED
+            assert one.view("web").host == "gcp-1"
+
+    simulate(test())
+
+
+def test_a_forced_removal_during_a_move_clears_it_where_it_ends(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            gate = await begin(one, HandoverState.SWITCHOVER)
+            removing = asyncio.create_task(remove_vm(one.control.fabric, "web", force=True))
+            await asyncio.sleep(1)
+            gate.set()
+            await removing
+            await one.until(lambda: not one.control.fabric.book.vms)
+            assert all(not agent.vms for agent in one.world.agents.values())
+
+    simulate(test())
+
+
+def test_followers_hear_the_states_and_then_the_end(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            await one.run("web", host="aws-1", memory_bytes=256 * MIB)
+            _, follower = await migrate_vm(one.control.fabric, MoveWish("web", "gcp-1"))
+            heard = [item async for item in follower.follow()]
+            lines = [item.progress for item in heard[:-1]]
+            assert "precopy, 40%" in lines and isinstance(heard[-1], MigrationView) and heard[-1].outcome == "done"
+            with pytest.raises(ConflictError):
+                await ended((await migrate_vm(one.control.fabric, MoveWish("web", "gcp-1")))[1])
+
+    simulate(test())
+
+
+def _host(name: str) -> HostName:
+    return HostName(name)

@@ -15,6 +15,7 @@ from architect.conduit import links
 from architect.conduit.bpf_map import BpfMap, KeyT, ValueT
 from architect.conduit.bpf_object import BpfObject, detach
 from architect.conduit.flow_aging import FlowMaps, FlowTimeouts, age_flows, forget_flows
+from architect.conduit.flow_reset import ProbedVm, probe_connections
 from architect.conduit.layout import (
     LAYOUT_VERSION,
     TUNNEL_BYTES,
@@ -26,11 +27,11 @@ from architect.conduit.layout import (
     FlowInKey,
     FlowOut,
     FlowOutKey,
-    FreshKey,
     NodeConfig,
     ReverseKey,
     ServiceEntry,
     ServiceKey,
+    SessionKey,
     packed_address,
     packed_port,
 )
@@ -114,7 +115,7 @@ class EdgeDatapath:
             loaded.map("flows_out", FlowOutKey, FlowOut),
             loaded.map("flows_in", FlowInKey, FlowIn),
             loaded.map("flow_counts", U32, U32),
-            loaded.map("fresh", FreshKey, U64),
+            loaded.map("sessions", SessionKey, U64),
         )
 
     def apply(self, routes: tuple[EdgeRoute, ...]) -> None:
@@ -152,14 +153,27 @@ class EdgeDatapath:
         self._loaded()
         self._vms.put(U32(route.vni), _vm_entry(route))
 
-    def forget_flows(self, vni: int) -> int:
-        """Forget all flows of a VM; how many there were.
+    def forget_flows(self, vni: int) -> None:
+        """Forget all flows of a VM.
 
         Raises:
             BpfError: the kernel refuses.
         """
         self._loaded()
-        return forget_flows(self._flows, vni)
+        forget_flows(self._flows, vni)
+
+    def reset_flows(self, route: EdgeRoute) -> int:
+        """Forget all flows of a VM and make both ends of its TCP connections notice; how many connections were told.
+
+        Connections to published ports end only if `route` is tracked, and was applied before.
+
+        Raises:
+            HostError: the kernel refuses.
+        """
+        self._loaded()
+        public_ports = {endpoint.guest_port: endpoint.port for endpoint in route.endpoints if endpoint.protocol is Protocol.TCP}
+        vm = ProbedVm(route.vni, route.inner_address, route.public_address, route.host, public_ports)
+        return probe_connections(vm, forget_flows(self._flows, route.vni), self._address)
 
     def age_flows(self, timeouts: FlowTimeouts) -> int:
         """Forget the flows whose both directions are over or silent for too long; how many. Blocks for some 10 µs a flow.

@@ -57,8 +57,12 @@ class EdgeDatapathPort(Protocol):
         """Set one VM's place."""
         ...
 
-    def forget_flows(self, vni: int) -> int:
+    def forget_flows(self, vni: int) -> None:
         """Forget all flows of a VM."""
+        ...
+
+    def reset_flows(self, route: EdgeRoute) -> int:
+        """Forget all flows of a VM and make both ends of its TCP connections notice."""
         ...
 
     def age_flows(self, timeouts: FlowTimeouts) -> int:
@@ -160,7 +164,7 @@ class EdgeServer:
     def _reset(self, vm: VmId) -> Done:
         table = edge_table.mark_reset(self._table, vm)
         self._become(table)
-        self._datapath.forget_flows(table.get(vm).vni)
+        self._datapath.reset_flows(table.get(vm).route())
         return Done()
 
     def _read(self, vm: VmId) -> EdgeState:

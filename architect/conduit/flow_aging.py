@@ -23,7 +23,9 @@ from architect.conduit.layout import (
     FlowInKey,
     FlowOut,
     FlowOutKey,
-    FreshKey,
+    SessionKey,
+    address_text,
+    port_number,
 )
 
 TCP, UDP = 6, 17
@@ -38,6 +40,15 @@ class FlowTimeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     icmp_s: float = 30.0
 
 
+class Connection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A TCP connection of a VM. `public_port` is 0 for one to a published port: there it follows from the guest's."""
+
+    remote_address: str
+    remote_port: int
+    guest_port: int
+    public_port: int = 0
+
+
 class FlowMaps:
     """The maps of flows; owns their descriptors."""
 
@@ -46,16 +57,16 @@ class FlowMaps:
         outgoing: BpfMap[FlowOutKey, FlowOut],
         incoming: BpfMap[FlowInKey, FlowIn],
         counts: BpfMap[U32, U32],
-        fresh: BpfMap[FreshKey, U64],
+        sessions: BpfMap[SessionKey, U64],
     ) -> None:
         self.outgoing = outgoing
         self.incoming = incoming
         self.counts = counts
-        self.fresh = fresh
+        self.sessions = sessions
 
     def close(self) -> None:
         """Close the descriptors. Idempotent."""
-        for opened in (self.outgoing, self.incoming, self.counts, self.fresh):
+        for opened in (self.outgoing, self.incoming, self.counts, self.sessions):
             opened.close()
 
 
@@ -92,29 +103,30 @@ def age_flows(maps: FlowMaps, timeouts: FlowTimeouts, now_ns: int | None = None)
             alive[incoming.vni] += 1
     for vni, _count in maps.counts.entries():
         maps.counts.put(vni, U32(alive[vni.value]))
-    for fresh_key, seen in maps.fresh.entries():
-        if (now - seen.value) / 1e9 > timeouts.tcp_s:
-            maps.fresh.delete(fresh_key)
     return forgotten
 
 
-def forget_flows(maps: FlowMaps, vni: int) -> int:
-    """Forget all flows of a VM; how many it had opened.
+def forget_flows(maps: FlowMaps, vni: int) -> tuple[Connection, ...]:
+    """Forget all flows of a VM; its TCP connections, as far as they are known (some may have ended long ago).
 
     Raises:
         BpfError: the kernel refuses.
     """
-    forgotten = 0
+    connections = []
     for key, incoming in maps.incoming.entries():
         if incoming.vni == vni:
             maps.outgoing.delete(_out_key(key, incoming))
             maps.incoming.delete(key)
-            forgotten += 1
-    for fresh_key, _seen in maps.fresh.entries():
-        if fresh_key.vni == vni:
-            maps.fresh.delete(fresh_key)
+            if key.protocol == TCP:
+                connections.append(
+                    Connection(address_text(key.remote), *map(port_number, (key.remote_port, incoming.port, key.port)))
+                )
+    for session, _seen in maps.sessions.entries():
+        if session.vni == vni:
+            maps.sessions.delete(session)
+            connections.append(Connection(address_text(session.remote), *map(port_number, (session.remote_port, session.port))))
     maps.counts.delete(U32(vni))
-    return forgotten
+    return tuple(connections)
 
 
 def _out_key(key: FlowInKey, incoming: FlowIn) -> FlowOutKey:

@@ -177,14 +177,18 @@ class HostDatapath:
         entry.mac[:] = mac
         return entry
 
-    def set_local(self, vni: int, peer_address: str = "") -> None:
-        """The VM is here: its tap takes packets. `peer_address`: the other host of a move, from where forwarded ones are taken too.
+    def set_local(self, vni: int, peer_address: str | None = None) -> None:
+        """The VM is here: its tap takes packets.
+
+        `peer_address`: the other host of a move, from where packets are taken too (forwarded, or relayed if the move is undone);
+        "" for none. Left out, it is the host that this port forwarded to, if it did: that one may send back what it holds.
 
         Raises:
             NotFoundError: there is no such port.
         """
         entry = self._port(vni)
-        entry.state, entry.forward, entry.peer = PortState.LOCAL, 0, packed_address(peer_address)
+        entry.peer = (entry.forward or entry.peer) if peer_address is None else packed_address(peer_address)
+        entry.state, entry.forward = PortState.LOCAL, 0
         self._ports.put(U32(vni), entry)
 
     def set_forward(self, vni: int, host_address: str) -> None:

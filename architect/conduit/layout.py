@@ -120,10 +120,22 @@ class FlowIn(ctypes.Structure):
     _fields_ = [("seen_ns", U64), ("vni", U32), ("port", U16), ("bits", U16)]
 
 
-class FreshKey(ctypes.Structure):
-    """struct fresh_key."""
+class SessionKey(ctypes.Structure):
+    """struct session_key."""
 
     _fields_ = [("vni", U32), ("remote", U32), ("port", U16), ("remote_port", U16)]
+
+
+class FragmentKey(ctypes.Structure):
+    """struct fragment_key."""
+
+    _fields_ = [("source", U32), ("target", U32), ("id", U16), ("protocol", U8), ("pad", U8)]
+
+
+class FragmentPorts(ctypes.Structure):
+    """struct fragment_ports."""
+
+    _fields_ = [("source", U16), ("target", U16)]
 
 
 FLOW_ANSWERED = 1
@@ -142,7 +154,9 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "flow_in_key": FlowInKey,
     "flow_out": FlowOut,
     "flow_in": FlowIn,
-    "fresh_key": FreshKey,
+    "session_key": SessionKey,
+    "fragment_key": FragmentKey,
+    "fragment_ports": FragmentPorts,
 }
 
 COUNTERS = (

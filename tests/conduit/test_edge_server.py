@@ -50,8 +50,12 @@ class FakeDatapath:
     def steer(self, route: EdgeRoute) -> None:
         self.routes[route.vni] = route
 
-    def forget_flows(self, vni: int) -> int:
+    def forget_flows(self, vni: int) -> None:
         self.forgotten.append(vni)
+
+    def reset_flows(self, route: EdgeRoute) -> int:
+        assert self.routes[route.vni].is_tracked, "packets of older connections are refused before their ends are told"
+        self.forgotten.append(route.vni)
         return 0
 
     def age_flows(self, timeouts: FlowTimeouts) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import subprocess
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from architect.conduit.edge_datapath import EdgeDatapath
+from architect.conduit.edge_datapath import EdgeDatapath, EdgeRoute
 from architect.conduit.host_datapath import HostDatapath
 from architect.conduit.layout import PortState
 from architect.model.endpoints import Endpoint, Protocol
@@ -232,15 +233,44 @@ def test_tcp_that_belongs_to_no_flow_is_reset_towards_the_vm(rig: Rig) -> None:
                 inner.recv(1)
 
 
-def test_after_a_reset_of_flows_old_connections_end_both_ways_and_new_ones_work(rig: Rig) -> None:
+@contextlib.contextmanager
+def tracked(rig: Rig) -> Iterator[EdgeRoute]:
+    """VM 1 with connections from before refused."""
+    route = route_of(1, "a", WEB, DNS, is_tracked=True)
+    rig.edge.apply((route, route_of(2, "b")))
+    try:
+        yield route
+    finally:
+        rig.edge.apply((route_of(1, "a", WEB, DNS), route_of(2, "b")))
+
+
+def test_a_reset_of_flows_ends_connections_in_which_both_ends_only_listen(rig: Rig) -> None:
+    with (
+        rig.network.listener("vm1", 80) as inside,
+        rig.network.listener("client", 9005) as outside,
+        contextlib.ExitStack() as stack,
+    ):
+        ends = []
+        for role, target, listener in (("client", (PUBLIC, 8080), inside), ("vm1", (CLIENT, 9005), outside)):
+            opened = stack.enter_context(rig.network.open_socket(role))
+            opened.connect(target)
+            ends += [opened, stack.enter_context(listener.accept()[0])]
+        with tracked(rig) as route:
+            assert rig.network.inside("edge", lambda: rig.edge.reset_flows(route)) >= 2
+            for end in ends:
+                with pytest.raises(ConnectionResetError):
+                    end.recv(1)
+
+
+def test_after_a_reset_of_flows_what_either_end_sends_is_answered_with_a_reset_and_new_connections_work(rig: Rig) -> None:
     with rig.network.listener("vm1", 80) as listener, contextlib.ExitStack() as stack:
         pairs = []
         for _ in range(2):
             client = stack.enter_context(rig.network.open_socket("client"))
             client.connect((PUBLIC, 8080))
             pairs.append((client, stack.enter_context(listener.accept()[0])))
-        rig.edge.apply((route_of(1, "a", WEB, DNS, is_tracked=True), route_of(2, "b")))
-        try:
+        with tracked(rig):
+            rig.edge.forget_flows(1)
             pairs[0][0].send(b"x")
             with pytest.raises(ConnectionResetError):
                 pairs[0][0].recv(1)
@@ -252,8 +282,50 @@ def test_after_a_reset_of_flows_old_connections_end_both_ways_and_new_ones_work(
             served = stack.enter_context(listener.accept()[0])
             transfer(fresh, served, 1 << 18)
             transfer(served, fresh, 1 << 18)
+
+
+def test_fragmented_datagrams_pass_both_ways(rig: Rig) -> None:
+    with (
+        rig.network.open_socket("vm1", socket.SOCK_DGRAM) as server,
+        rig.network.open_socket("client", socket.SOCK_DGRAM) as client,
+        rig.network.open_socket("client", socket.SOCK_DGRAM) as outside,
+    ):
+        for opened in (server, client, outside):
+            opened.setsockopt(socket.IPPROTO_IP, 10, 0)  # IP_MTU_DISCOVER = IP_PMTUDISC_DONT: fragment
+        # The edge cannot make a client's fragments smaller, so the client's are as large as the tunnel carries.
+        rig.network.ip("client", "link set eth0 mtu 1464")
+        server.bind(("0.0.0.0", 53))
+        outside.bind(("0.0.0.0", 9006))
+        data = bytes(range(256)) * 20
+        try:
+            client.sendto(data, (PUBLIC, 5353))
+            received, peer = server.recvfrom(10000)
+            assert received == data
+            server.sendto(data, peer)
+            assert client.recv(10000) == data
+            server.sendto(data, (CLIENT, 9006))
+            assert outside.recv(10000) == data
         finally:
-            rig.edge.apply((route_of(1, "a", WEB, DNS), route_of(2, "b")))
+            rig.network.ip("client", "link set eth0 mtu 1500")
+
+
+def test_iperf3_runs_both_ways_through_edge_and_tunnel(rig: Rig) -> None:
+    ports = (Endpoint(PUBLIC, 5201, Protocol.TCP, 5201), Endpoint(PUBLIC, 5201, Protocol.UDP, 5201))
+    rig.edge.apply((route_of(1, "a", WEB, DNS, *ports), route_of(2, "b")))
+    server = subprocess.Popen(rig.network.command("vm1", "iperf3", "-s"), stdout=subprocess.DEVNULL)
+    try:
+        for extra in ([], ["-R"], ["-u", "-b", "20M", "-l", "1200"]):
+            command = rig.network.command("client", "iperf3", "-c", PUBLIC, "-t", "1", "-J", *extra)
+            deadline_s = time.monotonic() + 10
+            while (result := json.loads(subprocess.run(command, capture_output=True).stdout)).get("error"):
+                assert time.monotonic() < deadline_s, result["error"]
+                time.sleep(0.1)
+            total = result["end"].get("sum_received") or result["end"]["sum"]
+            assert total["bytes"] > 0
+    finally:
+        server.kill()
+        server.wait()
+        rig.edge.apply((route_of(1, "a", WEB, DNS), route_of(2, "b")))
 
 
 def test_the_gateway_answers_arp(rig: Rig) -> None:

@@ -11,12 +11,14 @@
  * Published ports need no state per flow. A flow that a VM opens claims a public port by creating its `flows_in` entry
  * (BPF_NOEXIST), so that two VMs never share one towards the same peer; user space ages both directions together.
  */
+#include "fragment.h"
 #include "packet.h"
 #include "reply.h"
 
 #define VMS_MAX 65536
 #define SERVICES_MAX 65536
 #define FLOWS_MAX 262144
+#define SESSIONS_MAX 65536
 #define FLOWS_PER_VM_MAX 32768
 #define PORT_TRIES_MAX 16
 #define PORT_LOWEST 1024
@@ -41,23 +43,41 @@ HASH(reverses, SERVICES_MAX, struct reverse_key, __be32); /* public port, in the
 HASH(flows_out, FLOWS_MAX, struct flow_out_key, struct flow_out);
 HASH(flows_in, FLOWS_MAX, struct flow_in_key, struct flow_in);
 HASH(flow_counts, VMS_MAX, __u32, __u32);
-HASH(fresh, FLOWS_MAX, struct fresh_key, __u64);
+
+/* The connections to reset when a VM's flows are; the oldest make room, and lose no more than that. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, SESSIONS_MAX);
+	__type(key, struct session_key);
+	__type(value, __u64);
+} sessions SEC(".maps");
 
 enum verdict { NOT_OURS = -1 };
 
 /* ---- towards the VM ---- */
 
-/* Whether a published port's packet may pass although the VM's flows were reset: its SYN was seen since. */
-static __always_inline int is_fresh(__u32 vni, __be32 remote, __be16 port, __be16 remote_port, const struct packet *p)
+/*
+ * Remember a connection to a published port by its SYN. Whether the packet may pass: always, until the VM's flows were reset; then
+ * only if the SYN was seen since.
+ */
+static __always_inline int is_known_session(const struct edge_vm *vm, __u32 vni, __be32 remote, __be16 port, __be16 remote_port,
+					    const struct packet *p)
 {
-	struct fresh_key key = { .vni = vni, .remote = remote, .port = port, .remote_port = remote_port };
-	__u64 now = bpf_ktime_get_ns(), *seen;
+	struct session_key key = { .vni = vni, .remote = remote, .port = port, .remote_port = remote_port };
+	__u64 now, *seen;
 
-	if ((p->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK)) == TCP_FLAG_SYN)
-		return bpf_map_update_elem(&fresh, &key, &now, BPF_ANY) == 0;
-	seen = bpf_map_lookup_elem(&fresh, &key);
+	if (p->protocol != IPPROTO_TCP || p->fragment == FRAGMENT_LATER)
+		return 1;
+	if ((p->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK)) == TCP_FLAG_SYN) {
+		now = bpf_ktime_get_ns();
+		bpf_map_update_elem(&sessions, &key, &now, BPF_ANY);
+		return 1;
+	}
+	if (!vm->is_tracked)
+		return 1;
+	seen = bpf_map_lookup_elem(&sessions, &key);
 	if (seen)
-		*seen = now;
+		*seen = bpf_ktime_get_ns();
 	return seen != NULL;
 }
 
@@ -115,8 +135,8 @@ static __always_inline int service_to_vm(struct __sk_buff *skb, struct packet *p
 	vm = bpf_map_lookup_elem(&vms, &vni);
 	if (!vm)
 		return NOT_OURS;
-	/* The kernel, which has no such connection, answers what is not fresh with a reset. */
-	if (vm->is_tracked && p->protocol == IPPROTO_TCP && !is_fresh(vni, p->source, service->port, p->source_port, p))
+	/* The kernel, which has no such connection, answers with a reset. */
+	if (!is_known_session(vm, vni, p->source, service->port, p->source_port, p))
 		return NOT_OURS;
 	return to_vm(skb, p, node, vni, vm, service->port);
 }
@@ -138,10 +158,10 @@ int from_public(struct __sk_buff *skb)
 	if (!node)
 		return TC_ACT_OK;
 	wrong = parse(skb, ETH_HLEN, &p);
-	if (wrong == COUNT_DROP_FRAGMENT && bpf_map_lookup_elem(&vips, &p.target))
-		return drop(wrong);
-	if (wrong)
+	if (wrong || !bpf_map_lookup_elem(&vips, &p.target))
 		return TC_ACT_OK;
+	if (!know_fragment(&p))
+		return drop(COUNT_DROP_FRAGMENT);
 	verdict = public_to_vm(skb, &p, node);
 	return verdict == NOT_OURS ? TC_ACT_OK : verdict;
 }
@@ -201,7 +221,7 @@ static __always_inline int open_flow(const struct packet *p, const struct flow_o
 	struct flow_out flow = { .seen_ns = bpf_ktime_get_ns(), .vip = vm->vip };
 	int wrong;
 
-	if (p->protocol == IPPROTO_TCP && (p->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK)) != TCP_FLAG_SYN)
+	if (p->protocol == IPPROTO_TCP && p->fragment != FRAGMENT_LATER && (p->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK)) != TCP_FLAG_SYN)
 		return COUNT_DROP_NO_FLOW;
 	wrong = count_flow(key->vni);
 	if (!wrong)
@@ -237,7 +257,7 @@ static __always_inline int public_port(const struct packet *p, __u32 vni, const 
 
 	if (!reverse)
 		return flow_port(p, vni, vm, port);
-	if (vm->is_tracked && p->protocol == IPPROTO_TCP && !is_fresh(vni, p->target, p->source_port, p->target_port, p))
+	if (!is_known_session(vm, vni, p->target, p->source_port, p->target_port, p))
 		return COUNT_DROP_NO_FLOW;
 	*port = (__be16)*reverse;
 	return 0;
@@ -277,6 +297,8 @@ int from_tunnel(struct __sk_buff *skb)
 		return drop(wrong);
 	if (p.source != vm->inner || is_unroutable(p.target))
 		return drop(COUNT_DROP_WRONG_ADDRESS);
+	if (!know_fragment(&p))
+		return drop(COUNT_DROP_FRAGMENT);
 	wrong = public_port(&p, vni, vm, &port);
 	if (wrong == COUNT_DROP_NO_FLOW && p.protocol == IPPROTO_TCP && !(p.tcp_flags & TCP_FLAG_RST))
 		return reset_vm(skb, &p, node, vni, remote);

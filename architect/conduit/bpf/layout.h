@@ -123,12 +123,26 @@ struct flow_in {
 	__u16 bits;
 };
 
-/* A TCP flow of a tracked VM's published port whose SYN was seen. The value is its last packet's time in ns. */
-struct fresh_key {
+/* A TCP connection to a published port whose SYN was seen. The value is the time in ns, for a tracked VM of its last packet. */
+struct session_key {
 	__u32 vni;
 	__be32 remote;
 	__be16 port; /* in the guest */
 	__be16 remote_port;
+};
+
+/* A fragmented datagram, as its first fragment told: the later ones have no ports. */
+struct fragment_key {
+	__be32 source;
+	__be32 target;
+	__be16 id;
+	__u8 protocol;
+	__u8 pad;
+};
+
+struct fragment_ports {
+	__be16 source;
+	__be16 target;
 };
 
 /* Why a packet was dropped, or what else is counted; index of the `counters` map. `layout.py` has the names in this order. */
@@ -141,7 +155,7 @@ enum counter {
 	COUNT_DROP_WRONG_SOURCE, /* outer source is not the VM's host, or edge */
 	COUNT_DROP_WRONG_ADDRESS, /* inner source or target is not the VM's */
 	COUNT_DROP_NOT_IPV4,
-	COUNT_DROP_FRAGMENT,
+	COUNT_DROP_FRAGMENT, /* a later fragment whose first one was not seen */
 	COUNT_DROP_PROTOCOL,
 	COUNT_DROP_BLOCKED,
 	COUNT_DROP_NO_HOST,

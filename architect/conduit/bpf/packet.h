@@ -19,7 +19,8 @@
 
 #include "layout.h"
 
-#define IP_FRAGMENT_MASK 0x3fff
+#define IP_MORE_FRAGMENTS 0x2000
+#define IP_OFFSET_MASK 0x1fff
 #define TCP_FLAG_FIN 0x01
 #define TCP_FLAG_SYN 0x02
 #define TCP_FLAG_RST 0x04
@@ -51,9 +52,17 @@ struct packet {
 	__be32 target;
 	__be16 source_port; /* ICMP echo request: its id */
 	__be16 target_port; /* ICMP echo reply: its id */
+	__be16 id;
 	__u8 protocol;
 	__u8 tcp_flags;
 	__u8 icmp_type;
+	__u8 fragment;
+};
+
+enum fragment {
+	FRAGMENT_NONE,
+	FRAGMENT_FIRST,
+	FRAGMENT_LATER, /* neither ports nor checksum in it */
 };
 
 static __always_inline void count(__u32 which)
@@ -112,7 +121,7 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct packet 
 	return 0;
 }
 
-/* Read the IPv4 packet whose IP header is at `l3`. 0, or the counter that says what is wrong with it. */
+/* Read the IPv4 packet whose IP header is at `l3`; a later fragment gets no ports here. 0, or the counter that says what is wrong with it. */
 static __always_inline int parse(struct __sk_buff *skb, __u32 l3, struct packet *p)
 {
 	struct iphdr ip;
@@ -126,8 +135,12 @@ static __always_inline int parse(struct __sk_buff *skb, __u32 l3, struct packet 
 	p->source = ip.saddr;
 	p->target = ip.daddr;
 	p->protocol = ip.protocol;
-	if (ip.frag_off & bpf_htons(IP_FRAGMENT_MASK))
-		return COUNT_DROP_FRAGMENT;
+	p->id = ip.id;
+	if (ip.frag_off & bpf_htons(IP_OFFSET_MASK)) {
+		p->fragment = FRAGMENT_LATER;
+		return 0;
+	}
+	p->fragment = ip.frag_off & bpf_htons(IP_MORE_FRAGMENTS) ? FRAGMENT_FIRST : FRAGMENT_NONE;
 	return parse_transport(skb, p);
 }
 
@@ -148,7 +161,8 @@ static __always_inline int rewrite_address(struct __sk_buff *skb, const struct p
 
 	if (old == new)
 		return 0;
-	if (p->protocol != IPPROTO_ICMP && bpf_l4_csum_replace(skb, checksum_offset(p), old, new, flags))
+	if (p->protocol != IPPROTO_ICMP && p->fragment != FRAGMENT_LATER &&
+	    bpf_l4_csum_replace(skb, checksum_offset(p), old, new, flags))
 		return -1;
 	if (bpf_l3_csum_replace(skb, p->l3 + offsetof(struct iphdr, check), old, new, sizeof(new)))
 		return -1;
@@ -157,7 +171,7 @@ static __always_inline int rewrite_address(struct __sk_buff *skb, const struct p
 
 static __always_inline int rewrite_port(struct __sk_buff *skb, const struct packet *p, __u32 offset, __be16 old, __be16 new)
 {
-	if (old == new)
+	if (old == new || p->fragment == FRAGMENT_LATER)
 		return 0;
 	if (bpf_l4_csum_replace(skb, checksum_offset(p), old, new, checksum_flags(p) | sizeof(new)))
 		return -1;

@@ -72,7 +72,7 @@ def machine_namespace() -> Iterator[Machine]:
 
 @pytest.fixture
 def state_dir() -> Iterator[Path]:
-    """A state folder whose path is short enough for unix sockets."""
+    """A state folder with a short path."""
     path = Path(tempfile.mkdtemp(prefix="arc", dir="/tmp"))
     yield path
     shutil.rmtree(path, ignore_errors=True)

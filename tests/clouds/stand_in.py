@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from architect.runtime.socket_paths import short_socket_path
+
 HOLD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
 
@@ -38,7 +40,8 @@ async def control(config: dict[str, Any]) -> None:
         writer.close()
 
     Path(config["rest_socket"]).unlink(missing_ok=True)
-    await asyncio.start_unix_server(rest, config["rest_socket"])
+    with short_socket_path(Path(config["rest_socket"])) as path:
+        await asyncio.start_unix_server(rest, path)
     await asyncio.start_server(agent, config["address"], config["port"])
     await asyncio.Event().wait()
 

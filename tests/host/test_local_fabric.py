@@ -310,6 +310,15 @@ def test_what_cannot_get_ready_is_named_and_nothing_is_left(machine_namespace: M
     assert sorted(path.name for path in state_dir.iterdir()) == ["logs", "up.lock"]
 
 
+def test_a_state_folder_may_have_a_long_name(machine_namespace: Machine, state_dir: Path) -> None:
+    fabric = Fabric(machine_namespace, state_dir / "a folder with a long name, " * 4)
+    try:
+        fabric.up(1)
+        assert fabric.names() == ["aws-1"]
+    finally:
+        fabric.down()
+
+
 def test_two_fabrics_live_side_by_side(machine_namespace: Machine, state_dir: Path) -> None:
     first, second = Fabric(machine_namespace, state_dir / "1"), Fabric(machine_namespace, state_dir / "2")
     try:

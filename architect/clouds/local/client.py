@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ from architect.clouds.local.options import LocalOptions, default_options
 from architect.clouds.local.preflight import check_machine, check_root
 from architect.clouds.local.process_table import process_environment
 from architect.clouds.local.record import read_record
-from architect.errors import HostError, NotFoundError, OutcomeUnknownError, UnavailableError, UsageError
+from architect.errors import ConflictError, HostError, NotFoundError, OutcomeUnknownError, UnavailableError, UsageError
 from architect.runtime.logging import last_line
 from architect.runtime.processes import ProcessIdentity, SpawnOptions, is_alive, spawn_process, stop_process
 from architect.runtime.rpc import Channel, open_channel
+from architect.runtime.socket_paths import short_socket_path
 
 Tell = Callable[[str], None]
 
@@ -45,7 +47,7 @@ async def up(hosts: int, state_dir: Path, progress: Tell, options: LocalOptions 
     brought up, nothing of it is left but its logs. Cancelled, it leaves what is there to the supervisor, or to `down`.
 
     Raises:
-        UsageError: no such number of hosts, or the state folder's path is too long.
+        UsageError: no such number of hosts.
         HostError: this machine cannot; names what is missing.
         UnavailableError: something does not get ready; names it and its log.
     """
@@ -151,7 +153,8 @@ async def _supervisor(folder: StateFolder) -> AsyncIterator[Channel]:
     """A connection to the supervisor, for the length of the block."""
     if not folder.local_socket.exists():
         raise UnavailableError(f"fabric in {folder.root}", "does not run", "start it with `architect up`")
-    channel = await open_channel(str(folder.local_socket), say.LocalMessage, None, f"supervisor of {folder.root}")
+    with short_socket_path(folder.local_socket) as path:
+        channel = await open_channel(path, say.LocalMessage, None, f"supervisor of {folder.root}")
     running = asyncio.create_task(channel.run())
     try:
         yield channel
@@ -236,14 +239,29 @@ def _make_folder(folder: StateFolder) -> None:
 
 @contextlib.asynccontextmanager
 async def _changing(folder: StateFolder) -> AsyncIterator[None]:
-    """One `up` or `down` of a fabric at a time."""
+    """One `up` or `down` of a fabric at a time.
+
+    Raises:
+        ConflictError: another one does not end.
+    """
     descriptor = os.open(folder.root / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        async with asyncio.timeout(LOCK_TIMEOUT_S):
-            await asyncio.to_thread(fcntl.flock, descriptor, fcntl.LOCK_EX)
+        end_s = time.monotonic() + LOCK_TIMEOUT_S
+        while not _has_locked(descriptor):  # polled: a thread that waits in flock(2) could not be cancelled
+            if time.monotonic() > end_s:
+                raise ConflictError(f"fabric in {folder.root}", "is being brought up or down by another command", "wait for that")
+            await asyncio.sleep(POLL_S)
         yield
     finally:
         os.close(descriptor)
+
+
+def _has_locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _plain(answer: say.HostStatus | say.FabricStatus) -> dict[str, Any]:

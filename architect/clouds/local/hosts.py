@@ -113,6 +113,9 @@ class LocalHosts:
             return
         self._store.change(self._store.record.with_host(msgspec.structs.replace(host, state=PresenceState.DESTROYING)))
         async with self._lock(name):
+            known = self._store.record.hosts.get(name)
+            if known is None or known.instance != host.instance:
+                return  # somebody else's request destroyed it while we waited
             running = await self._table.drop(agent_name(name))
             if running is not None and gently:
                 await stop_process(running.identity, AGENT_GRACE_S)
@@ -123,7 +126,6 @@ class LocalHosts:
                     async with asyncio.timeout(REAP_S):
                         await running.wait()
             self._store.change(self._store.record.without_host(name))
-        self._locks.pop(name, None)
 
     def post(self, name: str, notice: PostedNotice) -> None:
         """Record a notice and show it at the host's metadata server."""

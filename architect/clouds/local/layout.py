@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from architect.errors import CapacityError, UsageError
+from architect.errors import CapacityError
 
 POOL = IPv4Network("198.18.0.0/15")
 FABRIC_PREFIX = 19
@@ -38,7 +38,6 @@ EDGE_PORT = 7401
 MIGRATION_PORT = 7402
 EDGE_NAME = "edge-1"
 
-SOCKET_PATH_BYTES_MAX = 107
 REGIONS = {"aws": "aws-local-1", "gcp": "gcp-local-1", "azure": "azure-local-1"}
 PROVIDERS = tuple(REGIONS)
 
@@ -193,18 +192,8 @@ def machine_cache() -> Path:
 
 
 def state_folder(root: Path) -> StateFolder:
-    """The files under `root`.
-
-    Raises:
-        UsageError: the path is too long for the unix sockets in it.
-    """
-    folder = StateFolder(root.resolve())
-    longest = len(bytes(folder.rest_socket))
-    if len(bytes(folder.rest_socket)) > SOCKET_PATH_BYTES_MAX - 40:
-        raise UsageError(
-            f"state folder {root}", f"its sockets' paths would be {longest} bytes long", "choose a shorter path (67 bytes at most)"
-        )
-    return folder
+    """The files under `root`, wherever that leads to."""
+    return StateFolder(root.resolve())
 
 
 def namespace_prefix(fabric: str) -> str:

@@ -14,6 +14,7 @@ from architect.clouds.local.record import PresenceState, RecordStore, agent_name
 from architect.errors import UnavailableError
 from architect.runtime.clock import Clock
 from architect.runtime.logging import last_line
+from architect.runtime.socket_paths import short_socket_path
 
 POLL_S = 0.1
 PROBE_TIMEOUT_S = 1.0
@@ -87,14 +88,14 @@ class Readiness:
         return {"control"} if here is None else {name for name in names if name.startswith("agent-")} - here
 
     async def _hosts_that_said_hello(self) -> set[str] | None:
-        connector = aiohttp.UnixConnector(str(self._folder.rest_socket))
         timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S * 5)
         try:
-            async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-                async with session.get(HOSTS_URL) as response:
-                    if response.status != 200:
-                        return None
-                    hosts = msgspec.json.decode(await response.read(), type=list[_Host])
+            with short_socket_path(self._folder.rest_socket) as path:
+                async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(path), timeout=timeout) as session:
+                    async with session.get(HOSTS_URL) as response:
+                        if response.status != 200:
+                            return None
+                        hosts = msgspec.json.decode(await response.read(), type=list[_Host])
         except (aiohttp.ClientError, OSError, TimeoutError, msgspec.MsgspecError):
             return None
         return {agent_name(host.name) for host in hosts if host.state in HERE_STATES}

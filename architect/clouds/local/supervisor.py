@@ -41,6 +41,7 @@ from architect.runtime.clock import Clock, SystemClock
 from architect.runtime.logging import configure_logging, trim_log
 from architect.runtime.namespaces import namespace_path
 from architect.runtime.rpc import Call, Channel
+from architect.runtime.socket_paths import short_socket_path
 from architect.wire.framing import FrameError
 
 LOG_CHECK_S = 30.0
@@ -229,9 +230,8 @@ async def _supervise(folder: StateFolder, options: LocalOptions, group: asyncio.
             await Channel(reader, writer, say.LocalMessage, supervisor.serve, "client").run()
 
     folder.local_socket.unlink(missing_ok=True)
-    server = await asyncio.start_unix_server(
-        lambda reader, writer: group.create_task(converse(reader, writer)) and None, folder.local_socket
-    )
+    with short_socket_path(folder.local_socket) as path:
+        server = await asyncio.start_unix_server(lambda reader, writer: group.create_task(converse(reader, writer)) and None, path)
     folder.local_socket.chmod(0o600)
     async with server:
         group.create_task(supervisor.start(), name="open fabric")

@@ -19,12 +19,24 @@ from typing import Any, cast
 
 import msgspec
 
-from architect.errors import OutcomeUnknownError, UnavailableError
-from architect.wire.call import Answer, Cancel, Envelope, Failure, Item, Note, Request, error_of, failure_of
+from architect.errors import OutcomeUnknownError, PeerError, UnavailableError
+from architect.wire.call import (
+    ITEMS_IN_FLIGHT_MAX,
+    Answer,
+    Cancel,
+    Credit,
+    Envelope,
+    Failure,
+    Item,
+    Note,
+    Request,
+    error_of,
+    failure_of,
+)
 from architect.wire.framing import PREFIX, FrameCodec
 
 OPEN_CALLS_MAX = 256
-ITEMS_QUEUED_MAX = 1024
+CREDIT_EVERY = ITEMS_IN_FLIGHT_MAX // 2
 WRITE_BUFFER_BYTES_MAX = 8 << 20
 
 
@@ -34,9 +46,16 @@ class Call:
     def __init__(self, channel: Channel, number: int) -> None:
         self._channel = channel
         self._number = number
+        self._credit = asyncio.Semaphore(ITEMS_IN_FLIGHT_MAX)
+
+    def grant(self, items: int) -> None:
+        """The asker takes that many more items."""
+        for _ in range(min(items, ITEMS_IN_FLIGHT_MAX)):
+            self._credit.release()
 
     async def item(self, value: Any, body: bytes | memoryview = b"") -> None:
-        """Send one part of the answer; waits while the peer does not read."""
+        """Send one part of the answer; waits while the asker does not take them."""
+        await self._credit.acquire()
         raw = msgspec.Raw(self._channel.encode_value(value))
         await self._channel.send(Item(self._number, raw), body)
 
@@ -47,9 +66,10 @@ Handler = Callable[[Any, bytes, Call | None], Awaitable[Any]]
 
 class _OpenCall:
     def __init__(self) -> None:
-        self.queue: asyncio.Queue[tuple[Any, bytes] | None] = asyncio.Queue(ITEMS_QUEUED_MAX)
+        self.queue: asyncio.Queue[tuple[Any, bytes] | None] = asyncio.Queue(ITEMS_IN_FLIGHT_MAX + 1)
         self.answer: asyncio.Future[tuple[Any, bytes]] = asyncio.get_running_loop().create_future()
         self.streams = False
+        self.taken = 0
 
 
 class Channel:
@@ -72,6 +92,7 @@ class Channel:
         self._handler = handler
         self._calls: dict[int, _OpenCall] = {}
         self._serving: dict[int, asyncio.Task[None]] = {}
+        self._served: dict[int, Call] = {}
         self._next_call = 1
         self._write_lock = asyncio.Lock()
         self._closed = False
@@ -126,10 +147,15 @@ class Channel:
         elif isinstance(envelope, Cancel):
             if (task := self._serving.get(envelope.call)) is not None:
                 task.cancel()
+        elif isinstance(envelope, Credit):
+            if (served := self._served.get(envelope.call)) is not None:
+                served.grant(envelope.items)
         elif (opened := self._calls.get(envelope.call)) is not None:
             if isinstance(envelope, Item):
                 if opened.streams:
-                    await opened.queue.put((self._value_codec.decode(memoryview(envelope.value)), body))
+                    self._queue_item(opened, (self._value_codec.decode(memoryview(envelope.value)), body))
+                else:
+                    self._note_taken(envelope.call, opened)
                 return
             if not opened.answer.done():
                 if isinstance(envelope, Failure):
@@ -137,7 +163,22 @@ class Channel:
                 else:
                     opened.answer.set_result((self._value_codec.decode(memoryview(envelope.value)), body))
             if opened.streams:
-                await opened.queue.put(None)
+                self._queue_item(opened, None)
+
+    def _queue_item(self, opened: _OpenCall, item: tuple[Any, bytes] | None) -> None:
+        try:
+            opened.queue.put_nowait(item)
+        except asyncio.QueueFull:
+            raise PeerError(
+                self.peer, f"sent over {ITEMS_IN_FLIGHT_MAX} items that were not asked for", "check that it is of this version"
+            ) from None
+
+    def _note_taken(self, number: int, opened: _OpenCall) -> None:
+        """Grant new items as old ones are taken; a few bytes that never wait, so that reading does not depend on writing."""
+        opened.taken += 1
+        if opened.taken == CREDIT_EVERY and not self._closed and not opened.answer.done():
+            opened.taken = 0
+            self._writer.write(self._codec.encode(Credit(number, CREDIT_EVERY)))
 
     def _accept(self, request: Request, body: bytes, group: asyncio.TaskGroup) -> None:
         message = self._value_codec.decode(memoryview(request.value))
@@ -151,7 +192,8 @@ class Channel:
         try:
             if self._handler is None:
                 raise UnavailableError(self.peer, "asked a side that serves nothing", "report this as a defect")
-            answer = await self._handler(message, body, Call(self, number))
+            served = self._served[number] = Call(self, number)
+            answer = await self._handler(message, body, served)
             value, answer_body = answer if isinstance(answer, tuple) else (answer, b"")
             reply: Envelope = Answer(number, msgspec.Raw(self.encode_value(value)))
         except asyncio.CancelledError:
@@ -165,6 +207,7 @@ class Channel:
             reply, answer_body = failure_of(number, error), b""
         finally:
             self._serving.pop(number, None)
+            self._served.pop(number, None)
         with contextlib.suppress(UnavailableError):
             await self.send(reply, answer_body)
 
@@ -238,6 +281,7 @@ class Channel:
             await self.send(Request(number, msgspec.Raw(self.encode_value(value))), body)
             while (item := await opened.queue.get()) is not None:
                 yield item
+                self._note_taken(number, opened)
             yield await opened.answer
         finally:
             if not opened.answer.done():

@@ -2,8 +2,10 @@
 
 Every RPC channel (control and agent, agent and edge, agent and memory process, agent and agent) carries these. `call` is chosen
 by the side that asks and is unique among its open calls. A request is answered by any number of `Item`s (a stream, or progress)
-and exactly one `Answer` or `Failure`. `Cancel` asks to stop a call; it then ends in a Failure. `Note` is one-way. `value` is one
-message of the channel's own union, MessagePack-encoded and checked by the channel's decoder; the frame's body belongs to it.
+and exactly one `Answer` or `Failure`. At most `ITEMS_IN_FLIGHT_MAX` items of a call are under way: the asker grants more with
+`Credit` as it takes them, so that one slow reader does not hold up the connection's other calls. `Cancel` asks to stop a call;
+it then ends in a Failure. `Note` is one-way. `value` is one message of the channel's own union, MessagePack-encoded and checked
+by the channel's decoder; the frame's body belongs to it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from __future__ import annotations
 import msgspec
 
 from architect.errors import ArchitectError, InternalError, remote_error
+
+ITEMS_IN_FLIGHT_MAX = 256
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="request"):
@@ -25,6 +29,13 @@ class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="item"):
 
     call: int
     value: msgspec.Raw
+
+
+class Credit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="credit"):
+    """The asker has taken `items` items: as many more may be sent."""
+
+    call: int
+    items: int
 
 
 class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="answer"):
@@ -56,7 +67,7 @@ class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="note"):
     value: msgspec.Raw
 
 
-Envelope = Request | Item | Answer | Failure | Cancel | Note
+Envelope = Request | Item | Credit | Answer | Failure | Cancel | Note
 
 
 def failure_of(call: int, error: BaseException) -> Failure:

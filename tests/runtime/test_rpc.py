@@ -15,6 +15,7 @@ from architect.model.ids import VmId
 from architect.runtime.rpc import Call, Channel, Handler, open_channel
 from architect.runtime.tls import client_context, make_ca, make_certificate, san_name, server_context
 from architect.wire.agent_messages import AgentMessage, Done, Progress, RemoveVm, StopVm
+from architect.wire.call import ITEMS_IN_FLIGHT_MAX
 
 STOP = StopVm(VmId("vm-1"), 1.0)
 
@@ -196,3 +197,43 @@ def test_tls_asks_both_sides_for_a_certificate_of_the_same_fabric(tmp_path: Path
         server.close()
 
     asyncio.run(main())
+
+
+def test_a_reader_that_takes_nothing_holds_up_no_other_call(tmp_path: Path) -> None:
+    sent = 0
+
+    async def handler(message: Any, body: bytes, call: Call | None) -> Any:
+        nonlocal sent
+        assert call is not None
+        if isinstance(message, RemoveVm):
+            return Done()
+        for number in range(10 * ITEMS_IN_FLIGHT_MAX):
+            await call.item(Progress(str(number)))
+            sent += 1
+        return Done()
+
+    async def check(client: Channel, server: Channel) -> None:
+        stream = client.stream(STOP)
+        assert (await anext(stream))[0] == Progress("0")
+        while sent < ITEMS_IN_FLIGHT_MAX:
+            await client.call(RemoveVm(VmId("vm-1")), timeout_s=5)
+        for _ in range(10):
+            await client.call(RemoveVm(VmId("vm-1")), timeout_s=5)
+        assert sent == ITEMS_IN_FLIGHT_MAX
+        rest = [message async for message, _ in stream]
+        assert len(rest) == 10 * ITEMS_IN_FLIGHT_MAX and rest[-1] == Done()
+
+    against(tmp_path, handler, check)
+
+
+def test_items_that_a_plain_call_ignores_do_not_stop_it(tmp_path: Path) -> None:
+    async def handler(message: Any, body: bytes, call: Call | None) -> Any:
+        assert call is not None
+        for number in range(10 * ITEMS_IN_FLIGHT_MAX):
+            await call.item(Progress(str(number)))
+        return Done()
+
+    async def check(client: Channel, server: Channel) -> None:
+        assert await client.call(STOP, timeout_s=10) == Done()
+
+    against(tmp_path, handler, check)

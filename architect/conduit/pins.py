@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 from pathlib import Path
 
@@ -48,9 +49,18 @@ def mount_bpffs() -> None:
             "no bpffs in this mount namespace",
             "mount it on the machine, or enter with `nsenter --net`, not `ip netns exec`",
         )
-    if _libc.mount(b"bpf", bytes(BPFFS), b"bpf", 0, None) != 0:
-        cause = os.strerror(ctypes.get_errno())
-        raise HostError(str(BPFFS), f"cannot be mounted ({cause})", "run as root on a kernel with BPF")
+    try:
+        folder = os.open(BPFFS, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise HostError(str(BPFFS), str(error.strerror), "mount sysfs, on a kernel with BPF") from error
+    try:
+        # Nodes start together: two mounts would lie on each other, and hide the pins in the lower one.
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if not _is_bpffs(BPFFS) and _libc.mount(b"bpf", bytes(BPFFS), b"bpf", 0, None) != 0:
+            cause = os.strerror(ctypes.get_errno())
+            raise HostError(str(BPFFS), f"cannot be mounted ({cause})", "run as root on a kernel with BPF")
+    finally:
+        os.close(folder)
 
 
 def prepare_pins(fabric: str, node: str) -> Path:

@@ -19,6 +19,7 @@ from architect.errors import ConflictError, HostError
 
 TAP_QUEUE_FRAMES = 20000
 DRAIN_POLL_S = 0.0005
+TIMES_EMPTY = 2
 FRAME_BYTES_MAX = 65536 + 64
 _TUNSETIFF = 0x400454CA
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
@@ -40,13 +41,20 @@ class Tap:
         return not poll.poll(0)
 
     async def wait_drained(self, timeout_s: float) -> bool:
-        """Wait until the VM has taken all frames; False if it has not by then. There is no event for "empty", so this polls."""
-        deadline_s = asyncio.get_running_loop().time() + timeout_s
-        while not self.is_empty():
-            if asyncio.get_running_loop().time() >= deadline_s:
+        """Wait until the VM has taken all frames; False if it has not by then. There is no event for "empty", so this polls.
+
+        Empty counts if seen twice: a CPU that was about to put a frame in when the port's state changed is through by then.
+        """
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_s
+        times_empty = 0
+        while True:
+            times_empty = times_empty + 1 if self.is_empty() else 0
+            if times_empty == TIMES_EMPTY:
+                return True
+            if loop.time() >= deadline_s:
                 return False
             await asyncio.sleep(DRAIN_POLL_S)
-        return True
 
     def write_back(self, frames_max: int) -> int:
         """Take up to that many frames out of the queue and hand each to the kernel as if the VM had sent it; how many.

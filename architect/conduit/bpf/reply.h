@@ -14,12 +14,14 @@
 #define QUOTED_BYTES 28 /* IP header and 8 bytes */
 
 /*
- * Send a packet that came out of the tunnel to where the routing table says. The next hop is written by us where it is known, and
- * left to the kernel (which asks for it) only where not: bpf_redirect_neigh leaks the tunnel's metadata on kernels before 6.18.
+ * Send a packet that came out of the tunnel to where the routing table says; the kernel asks for a next hop that it does not know.
+ * It is told the next hop: without, bpf_redirect_neigh looks the route up itself and, on kernels of before October 2025, leaks the
+ * tunnel's metadata of every packet (see cilium/cilium#42000).
  */
 static __always_inline int to_public(struct __sk_buff *skb, const struct packet *p)
 {
 	struct bpf_fib_lookup route = {};
+	struct bpf_redir_neigh next = {};
 	struct ethhdr ethernet = {};
 	int result;
 
@@ -35,8 +37,11 @@ static __always_inline int to_public(struct __sk_buff *skb, const struct packet 
 		return drop(COUNT_DROP_NO_ROUTE);
 	if (add_ethernet(skb))
 		return drop(COUNT_DROP_ERROR);
-	if (result == BPF_FIB_LKUP_RET_NO_NEIGH)
-		return bpf_redirect_neigh(route.ifindex, NULL, 0, 0);
+	if (result == BPF_FIB_LKUP_RET_NO_NEIGH) {
+		next.nh_family = AF_INET;
+		next.ipv4_nh = route.ipv4_dst;
+		return bpf_redirect_neigh(route.ifindex, &next, sizeof(next), 0);
+	}
 	__builtin_memcpy(ethernet.h_dest, route.dmac, ETH_ALEN);
 	__builtin_memcpy(ethernet.h_source, route.smac, ETH_ALEN);
 	ethernet.h_proto = bpf_htons(ETH_P_IP);

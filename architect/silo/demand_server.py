@@ -17,6 +17,7 @@ from architect.silo.page_map import PageMap
 from architect.silo.page_runs import Pages, decode_runs
 from architect.silo.page_sender import PageSender
 from architect.silo.stream_messages import FRAME_PAGES_MAX, Want
+from architect.silo.urgent_thread import make_urgent
 from architect.wire.framing import FrameError
 
 NEIGHBOURS_MAX = 256
@@ -44,6 +45,7 @@ class DemandServer:
             StreamLostError: it has ended (also when it was ended here).
             FrameError, PageRunsError: the target broke the protocol.
         """
+        make_urgent()
         connection = self.sender.connection
         poller = select.poll()
         poller.register(connection.fileno(), select.POLLIN)

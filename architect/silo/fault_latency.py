@@ -7,6 +7,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from architect.silo.memory_messages import FaultReport
+
 _BUCKETS_PER_OCTAVE = 12
 _BUCKETS = 32 * _BUCKETS_PER_OCTAVE
 
@@ -30,3 +32,7 @@ class FaultLatency:
             return 0.0
         bucket = int(np.searchsorted(np.cumsum(self._counts), fraction * self.count))
         return float(2 ** ((bucket + 0.5) / _BUCKETS_PER_OCTAVE))
+
+    def report(self) -> FaultReport:
+        """As the agent sees it."""
+        return FaultReport(self.count, self.quantile_us(0.5), self.quantile_us(0.99))

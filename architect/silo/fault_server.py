@@ -26,6 +26,7 @@ from architect.silo.stream_connection import StreamConnection
 from architect.silo.stream_messages import FRAME_PAGES_MAX, Want, Zeros
 from architect.silo.stream_messages import Pages as PagesMessage
 from architect.silo.tracker import Tracker
+from architect.silo.urgent_thread import make_urgent
 from architect.wire.framing import FrameError
 
 ANSWER_TIMEOUT_S = 10.0
@@ -50,8 +51,8 @@ class FaultServer:
         self._poller = select.poll()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._stopping = False
-        self.latency = FaultLatency()
-        self.remote_count = 0
+        self.zero_latency = FaultLatency()
+        self.remote_latency = FaultLatency()
         self._thread = threading.Thread(target=self._run, name="memory-faults", daemon=True)
 
     def start(self) -> None:
@@ -82,6 +83,7 @@ class FaultServer:
             os.write(self._wake_write, b"w")
 
     def _run(self) -> None:
+        make_urgent()
         uffd, ended = self._tracker.userfault.descriptor, self._tracker.exit_descriptor
         while not self._stopping:
             ready = [descriptor for descriptor, _ in self._poller.poll()]
@@ -96,7 +98,7 @@ class FaultServer:
                     self._take_answers(self._demand)
             except ArchitectError as error:
                 if self._drop_demand():
-                    _log.warning("%s", error)
+                    _log.log(logging.WARNING if self._wanted else logging.INFO, "%s", error)
                 elif select.select([ended], [], [], 0)[0]:
                     return
                 else:
@@ -133,12 +135,11 @@ class FaultServer:
                 self._fill_before_cut(page, receiver)
             elif receiver is None or not receiver.missing.flags[page]:
                 self._fill_zeros(page, receiver)
-                self.latency.add(time.perf_counter() - now_s)
+                self.zero_latency.add(time.perf_counter() - now_s)
             elif page not in self._wanted:
                 self._wanted[page] = now_s
                 wanted.append(page)
         if wanted:
-            self.remote_count += len(wanted)
             self._request(np.array(sorted(wanted), np.int64))
 
     def _request(self, pages: Pages) -> None:
@@ -174,6 +175,6 @@ class FaultServer:
             now_s = time.perf_counter()
             for page in pages.tolist():
                 if (since_s := self._wanted.pop(page, None)) is not None:
-                    self.latency.add(now_s - since_s)
+                    self.remote_latency.add(now_s - since_s)
             if not demand.has_pending():
                 return

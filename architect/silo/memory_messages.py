@@ -30,9 +30,17 @@ class GetStatus(_Message, frozen=True):
     """How it stands. Answers `MemoryStatus`."""
 
 
+class FaultReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Faults that were answered, and how long they took from their message to the page."""
+
+    count: int = 0
+    median_us: float = 0.0
+    p99_us: float = 0.0
+
+
 class MemoryStatus(_Message, frozen=True):
-    """How it stands. `dirty_pages` were found written by the last scan, `pages_left` are to be sent or received;
-    latencies are those of faults that a guest waited for."""
+    """How it stands. `dirty_pages` were found written by the last scan, `pages_left` are to be sent or received. A guest waited for
+    the faults: zero ones were answered here, remote ones by the source of a post-copy."""
 
     version: int
     state: str
@@ -45,10 +53,8 @@ class MemoryStatus(_Message, frozen=True):
     pages_left: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
-    faults: int = 0
-    faults_remote: int = 0
-    fault_median_us: float = 0.0
-    fault_p99_us: float = 0.0
+    zero_faults: FaultReport = FaultReport()
+    remote_faults: FaultReport = FaultReport()
     error: str = ""
 
 

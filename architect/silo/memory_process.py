@@ -183,8 +183,9 @@ class MemoryService:
         return self._target
 
     async def _open_source(self, message: m.OpenSource) -> m.Done:
-        if self._log is None or self._source is not None or (self._target is not None and self._target.is_running):
+        if self._log is None or self._source is not None or (self._target is not None and not self._target.is_received):
             raise MemoryStateError("memory process", f"it is {self._state()}", "end what goes on first")
+        await self._in_thread(self._abort_target)  # of the move that brought the VM here
         source = self._source = SourceSession(message.options, self._ram, self._log, client_context(self._tls_folder))
         try:
             await self._in_thread(lambda: source.open(resume=message.resume), source.end)
@@ -254,7 +255,7 @@ class MemoryService:
         if self._source is not None:
             return "sending" if self._serving is None else "serving"
         if self._target is not None:
-            return "receiving" if not self._target.receiver.is_cut else "postcopy" if self._target.is_running else "received"
+            return "received" if self._target.is_received else "postcopy" if self._target.is_running else "receiving"
         return "tracking"
 
     def _status(self) -> m.MemoryStatus:
@@ -275,10 +276,8 @@ class MemoryService:
             pages_left=left,
             bytes_sent=self._source.bytes_sent if self._source else 0,
             bytes_received=received,
-            faults=faults.latency.count if faults else 0,
-            faults_remote=faults.remote_count if faults else 0,
-            fault_median_us=faults.latency.quantile_us(0.5) if faults else 0.0,
-            fault_p99_us=faults.latency.quantile_us(0.99) if faults else 0.0,
+            zero_faults=faults.zero_latency.report() if faults else m.FaultReport(),
+            remote_faults=faults.remote_latency.report() if faults else m.FaultReport(),
             error=self._error,
         )
 

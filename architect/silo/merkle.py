@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from architect.model.sizes import PAGE_BYTES, PAGES_PER_EXTENT
-from architect.silo.page_runs import Bytes, Pages
+from architect.silo.page_runs import Bytes, Pages, is_one_run
 
 HASH_BYTES = 32
 EXTENTS_PER_GROUP = 256
@@ -64,13 +64,20 @@ class HashTree:
 
     def set_leaves(self, pages: Pages, hashes: bytes) -> None:
         """Say that `pages` now have these hashes, in this order."""
-        self._leaves[pages] = np.frombuffer(hashes, np.uint8).reshape(-1, HASH_BYTES)
-        self._stale[pages // PAGES_PER_EXTENT] = 1
+        where = slice(int(pages[0]), int(pages[0]) + len(pages)) if is_one_run(pages) else pages
+        self._leaves[where] = np.frombuffer(hashes, np.uint8).reshape(-1, HASH_BYTES)
+        self._mark(pages)
 
     def set_zero(self, pages: Pages) -> None:
         """Say that `pages` are now all zeros."""
         self._leaves[pages] = np.frombuffer(ZERO_PAGE_HASH, np.uint8)
-        self._stale[pages // PAGES_PER_EXTENT] = 1
+        self._mark(pages)
+
+    def _mark(self, pages: Pages) -> None:
+        if len(pages) and is_one_run(pages):
+            self._stale[int(pages[0]) // PAGES_PER_EXTENT : int(pages[-1]) // PAGES_PER_EXTENT + 1] = 1
+        else:
+            self._stale[pages // PAGES_PER_EXTENT] = 1
 
     def root(self) -> str:
         """The root, in hex; hashes what changed since the last call."""

@@ -15,7 +15,7 @@ from architect.model.sizes import PAGE_BYTES
 from architect.silo.memory_errors import DigestError
 from architect.silo.merkle import HashTree, digest_of, page_hashes
 from architect.silo.page_map import PageMap
-from architect.silo.page_runs import Pages, decode_runs, runs_of
+from architect.silo.page_runs import Pages, decode_runs, run_list
 from architect.silo.ram_file import RamFile
 from architect.silo.stream_messages import Pages as PagesMessage
 from architect.silo.stream_messages import Zeros
@@ -78,7 +78,7 @@ class PageReceiver:
 
     def _install(self, pages: Pages, body: memoryview) -> None:
         source = ctypes.addressof(ctypes.c_char.from_buffer(body))
-        for first, count in zip(*(part.tolist() for part in runs_of(pages)), strict=True):
+        for first, count in run_list(pages):
             self._tracker.install(first, source, count)
             source += count * PAGE_BYTES
 
@@ -89,7 +89,7 @@ class PageReceiver:
             self._delivered.remove(pages)
         self.missing.remove(pages)
         if self.is_cut:  # who waits for one of them asks again and is answered with zeros
-            for first, count in zip(*(part.tolist() for part in runs_of(pages)), strict=True):
+            for first, count in run_list(pages):
                 self._tracker.wake(first, count)
 
     def lose(self, pages: Pages) -> None:

@@ -7,6 +7,7 @@ two little-endian u32 each, strictly ascending and not touching out of range. No
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,9 @@ RUN_BYTES = 8
 LIST_BYTES_MAX = 512 << 10
 """The longest page list in one message; longer ones go in parts."""
 
+_RUN = struct.Struct("<II")
 _NONE = np.empty(0, np.int64)
+_ZERO = np.zeros(1, np.int64)
 
 
 class PageRunsError(PeerError):
@@ -45,16 +48,33 @@ def pages_of(firsts: npt.NDArray[Any], counts: npt.NDArray[Any]) -> Pages:
     return pages
 
 
-def runs_of(pages: Pages) -> tuple[Pages, Pages]:
-    """`pages` (ascending) as the longest runs: (firsts, counts)."""
+def run_list(pages: Pages) -> list[tuple[int, int]]:
+    """`pages` (ascending) as the longest runs: (first, count)."""
     if len(pages) == 0:
-        return _NONE, _NONE
-    starts = np.flatnonzero(np.diff(pages, prepend=pages[0] - 2) != 1)
+        return []
+    if is_one_run(pages):
+        return [(int(pages[0]), len(pages))]
+    firsts, counts = runs_of(pages)
+    return list(zip(firsts.tolist(), counts.tolist(), strict=True))
+
+
+def is_one_run(pages: Pages) -> bool:
+    """Whether `pages` (ascending, not empty) follow one another. The case of most frames, so it takes no array."""
+    return int(pages[-1]) - int(pages[0]) + 1 == len(pages)
+
+
+def runs_of(pages: Pages) -> tuple[Pages, Pages]:
+    """`pages` (ascending, not empty) as the longest runs: (firsts, counts)."""
+    starts = np.concatenate((_ZERO, np.flatnonzero(pages[1:] - pages[:-1] != 1) + 1))
     return pages[starts], np.diff(starts, append=len(pages))
 
 
 def encode_runs(pages: Pages) -> bytes:
     """`pages` (ascending) for the wire."""
+    if len(pages) == 0:
+        return b""
+    if is_one_run(pages):
+        return _RUN.pack(int(pages[0]), len(pages))
     return np.stack(runs_of(pages), axis=1).astype("<u4").tobytes()
 
 
@@ -72,6 +92,11 @@ def decode_runs(data: bytes, page_count: int, peer: str) -> Pages:
     """
     if len(data) % RUN_BYTES:
         raise _refusal(peer, f"{len(data)} bytes")
+    if len(data) == RUN_BYTES:
+        first, count = _RUN.unpack(data)
+        if count == 0 or first + count > page_count:
+            raise _refusal(peer, f"a run of {count} from {first}, not within {page_count} pages")
+        return np.arange(first, first + count)
     runs = np.frombuffer(data, "<u4").reshape(-1, 2).astype(np.int64)
     firsts, ends = runs[:, 0], runs[:, 0] + runs[:, 1]
     if len(runs) and ((runs[:, 1] == 0).any() or (firsts[1:] < ends[:-1]).any() or ends[-1] > page_count):

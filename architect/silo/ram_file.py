@@ -14,7 +14,7 @@ from pathlib import Path
 from architect.errors import HostError, NotFoundError
 from architect.model.sizes import PAGE_BYTES
 from architect.silo.page_map import PageMap
-from architect.silo.page_runs import Pages, runs_of
+from architect.silo.page_runs import Pages, run_list
 
 NAME = "architect-ram"
 _PUNCH_HOLE_KEEP_SIZE = 3
@@ -78,7 +78,7 @@ class RamFile:
     def read(self, pages: Pages, buffer: memoryview) -> int:
         """Read `pages` (ascending) one behind the other into `buffer`; returns the bytes read. Holes stay holes."""
         at = 0
-        for first, count in zip(*(part.tolist() for part in runs_of(pages)), strict=True):
+        for first, count in run_list(pages):
             length = count * PAGE_BYTES
             if os.preadv(self.descriptor, [buffer[at : at + length]], first * PAGE_BYTES) != length:
                 raise RamFileError("guest memory", f"page {first} cannot be read", "report this as a defect")
@@ -88,7 +88,7 @@ class RamFile:
     def write(self, pages: Pages, data: memoryview) -> None:
         """Write `data` to `pages` (ascending)."""
         at = 0
-        for first, count in zip(*(part.tolist() for part in runs_of(pages)), strict=True):
+        for first, count in run_list(pages):
             length = count * PAGE_BYTES
             if os.pwrite(self.descriptor, data[at : at + length], first * PAGE_BYTES) != length:
                 raise RamFileError("guest memory", f"page {first} cannot be written", "see the host's free memory")
@@ -96,7 +96,7 @@ class RamFile:
 
     def punch(self, pages: Pages) -> None:
         """Make holes of `pages` (ascending): they are zeros again, and absent."""
-        for first, count in zip(*(part.tolist() for part in runs_of(pages)), strict=True):
+        for first, count in run_list(pages):
             if _fallocate(self.descriptor, _PUNCH_HOLE_KEEP_SIZE, first * PAGE_BYTES, count * PAGE_BYTES):
                 raise RamFileError("guest memory", os.strerror(ctypes.get_errno()), "report this as a defect")
 

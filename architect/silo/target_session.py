@@ -45,6 +45,7 @@ class TargetSession:
         self.session = session
         self._on_change = on_change
         self._ram = ram
+        self._folder = folder
         self._faults = faults
         self._changed = threading.Condition()
         self._data: dict[int, StreamConnection] = {}
@@ -75,6 +76,11 @@ class TargetSession:
     def is_running(self) -> bool:
         """Whether the guest may run on pages that are still to come."""
         return self.receiver.is_cut and not self._root
+
+    @property
+    def is_received(self) -> bool:
+        """Whether all of the memory is here and verified."""
+        return bool(self._root)
 
     def serve_demand(self, connection: StreamConnection) -> None:
         """Take a demand connection; it belongs to the fault server from now on."""
@@ -164,12 +170,16 @@ class TargetSession:
                 self._changed.wait_for(lambda: self._error is not None or self.receiver.is_cut, timeout_s)
             if self._error is not None:
                 raise self._error
+        if self._root:
+            return self._root, 0
         if postcopy is not self.receiver.is_cut:
             raise CutError("memory at the cut", "source and target disagree about post-copy", "try the move again")
         if postcopy:
             return "", self.receiver.missing.count()
         if (found := self.receiver.tree.root()) != root:
             raise CutError("memory at the cut", f"it is {found}, not {root}", "try the move again")
+        self._root = found
+        self.end()  # nothing may write to the memory of a guest that runs
         return found, 0
 
     def wait_present(self, timeout_s: float) -> str:
@@ -197,7 +207,10 @@ class TargetSession:
         return MemoryLostError("memory", f"{self.receiver.missing.count()} pages are missing, {cause}", "see the source host")
 
     def end(self) -> None:
-        """End all connections, forget the move. Idempotent."""
+        """End all connections; if all is here, absent pages are zeros from now on. Idempotent."""
+        if self._root:
+            self._faults.receive_from(None)
+            PageReceiver.forget(self._folder)
         with self._changed:
             self._ended = True
             for connection in self._data.values():

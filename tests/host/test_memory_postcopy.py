@@ -31,7 +31,7 @@ def test_a_guest_runs_on_pages_that_are_still_to_come_and_finds_none_stale_or_to
             target.guest.pause()
             target.guest.check()
             status = await target.memory.status()
-            assert status.faults_remote > 0
+            assert status.remote_faults.count > 0
             await source.memory.end_source()
 
     with rig() as made:

@@ -34,3 +34,21 @@ def test_a_guest_that_writes_all_the_time_arrives_without_a_stale_or_torn_page(s
 
     with rig() as made:
         asyncio.run(move())
+
+
+def test_zeros_of_a_moved_guest_are_filled_extent_by_extent_and_cost_the_move_nothing() -> None:
+    async def move() -> None:
+        async with pair(made, fill=0) as (source, target):
+            bulk = await source.memory.bulk()
+            assert bulk.pages + bulk.zero_pages == made.ram_bytes // 4096
+            assert bulk.bytes_sent < 100_000
+            cut = await source.memory.cut(postcopy=False)
+            applied = await target.memory.apply_cut(cut.root, postcopy=False)
+            assert applied == await target.memory.apply_cut(cut.root, postcopy=False)
+            assert (await target.memory.status()).state == "received"
+            target.guest.check()
+            assert (await target.memory.status()).zero_faults.count <= made.ram_bytes // 65536 + 100
+            assert await target.memory.full_hash() == cut.root
+
+    with rig() as made:
+        asyncio.run(move())

@@ -27,7 +27,27 @@ CACHE_DIR = REPOSITORY / "out" / "cache"
 INIT = REPOSITORY / "architect" / "artifacts" / "init"
 BOOT_TIMEOUT_S = 60.0
 DISK_BYTES = 256 << 20
-APPLETS = ("sh", "ls", "cat", "echo", "sleep", "id", "seq", "stty", "env", "df", "tty", "hostname", "ip", "arp", "true", "readlink")
+APPLETS = (
+    "sh",
+    "ls",
+    "cat",
+    "echo",
+    "sleep",
+    "id",
+    "seq",
+    "stty",
+    "env",
+    "df",
+    "tty",
+    "head",
+    "md5sum",
+    "grep",
+    "hostname",
+    "ip",
+    "arp",
+    "true",
+    "readlink",
+)
 CONFIG = GuestConfig(host_name="web", address="10.1.0.2", mac="02:11:22:33:44:66", mtu=1320, dns=("10.1.0.1",))
 
 
@@ -87,10 +107,11 @@ class Relay:
 class GuestMachine:
     """A running QEMU. `channel()` opens the guest channel, behind what the log book has."""
 
-    def __init__(self, folder: Path, process: asyncio.subprocess.Process, boot_started_s: float) -> None:
+    def __init__(self, folder: Path, process: asyncio.subprocess.Process, boot_started_s: float, disk: Path, log: LogBook) -> None:
         self.socket = folder / "channel"
         self.process = process
-        self.log = LogBook()
+        self.log = log
+        self.disk = disk
         self.boot_started_s = boot_started_s
         self._folder = folder
 
@@ -111,17 +132,44 @@ class GuestMachine:
 
     async def pause(self, duration_s: float) -> None:
         """stop, wait, cont."""
-        client = QMPClient("test")
-        await client.connect(str(self._folder / "qmp"))
-        try:
+        async with self._qmp() as client:
             await client.execute("stop")
             await asyncio.sleep(duration_s)
             await client.execute("cont")
+
+    async def save_state(self, path: Path) -> None:
+        """Stop, write memory and device state to `path`, and end this QEMU."""
+        async with self._qmp() as client:
+            await client.execute("stop")
+            await client.execute("migrate-set-parameters", {"max-bandwidth": 1 << 34})
+            await client.execute("migrate", {"uri": f"exec:cat > {path}"})
+            await _wait_status(client, "postmigrate")
+            await client.execute("quit")
+        await self.process.wait()
+
+    async def resume_state(self) -> None:
+        """Go on from the state that QEMU was started with."""
+        async with self._qmp() as client:
+            await _wait_status(client, "paused")
+            await client.execute("cont")
+
+    @asynccontextmanager
+    async def _qmp(self) -> AsyncIterator[QMPClient]:
+        client = QMPClient("test")
+        async with asyncio.timeout(20):
+            while not (self._folder / "qmp").exists():  # noqa: ASYNC110  (QEMU sets no event of ours)
+                await asyncio.sleep(0.02)
+            await client.connect(str(self._folder / "qmp"))
+        try:
+            yield client
         finally:
             await client.disconnect()
 
-    def console(self) -> str:
-        return (self._folder / "console").read_text(errors="replace")
+
+async def _wait_status(client: QMPClient, status: str) -> None:
+    async with asyncio.timeout(60):
+        while (await client.execute("query-status"))["status"] != status:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
 
 def run_guest(
@@ -149,17 +197,23 @@ def shell(script: str, **more: object) -> ProcessConfig:
 
 
 @asynccontextmanager
-async def boot_guest(files: dict[str, str]) -> AsyncIterator[GuestMachine]:
-    """A guest that boots; killed at the end."""
+async def boot_guest(
+    files: dict[str, str], state: Path | None = None, disk: Path | None = None, log: LogBook | None = None
+) -> AsyncIterator[GuestMachine]:
+    """A guest that boots, or resumes `state`, with a new disk or with `disk`; killed at the end."""
     kernel = await fetch_guest_kernel(CACHE_DIR)
     initramfs = await build_initramfs(kernel, INIT, CACHE_DIR)
     folder = Path(tempfile.mkdtemp(prefix="architect-guest-"))
     try:
-        _make_disk(folder, files)
+        if disk is None:
+            disk = folder / "disk"
+            _make_disk(disk, files)
         started_s = time.monotonic()
-        process = await asyncio.create_subprocess_exec(*_command(kernel.vmlinux, initramfs.path, folder))
+        process = await asyncio.create_subprocess_exec(*_command(kernel.vmlinux, initramfs.path, folder, disk, state))
         try:
-            machine = GuestMachine(folder, process, started_s)
+            machine = GuestMachine(folder, process, started_s, disk, log or LogBook())
+            if state is not None:
+                await machine.resume_state()
             yield machine
         finally:
             if process.returncode is None:
@@ -169,8 +223,8 @@ async def boot_guest(files: dict[str, str]) -> AsyncIterator[GuestMachine]:
         shutil.rmtree(folder)
 
 
-def _make_disk(folder: Path, files: dict[str, str]) -> None:
-    root = folder / "root"
+def _make_disk(disk: Path, files: dict[str, str]) -> None:
+    root = disk.parent / "root"
     (root / "bin").mkdir(parents=True)
     (root / "etc").mkdir()
     (root / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n")
@@ -181,12 +235,11 @@ def _make_disk(folder: Path, files: dict[str, str]) -> None:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
         (root / path).chmod(0o755)
-    disk = folder / "disk"
     subprocess.run(("mke2fs", "-q", "-t", "ext4", "-d", str(root), str(disk), "32M"), check=True, stdout=subprocess.DEVNULL)
     os.truncate(disk, DISK_BYTES)
 
 
-def _command(vmlinux: Path, initramfs: Path, folder: Path) -> list[str]:
+def _command(vmlinux: Path, initramfs: Path, folder: Path, disk: Path, state: Path | None) -> list[str]:
     return [
         "qemu-system-x86_64",
         *("-M", "pc-q35-7.2,sata=off,smbus=off,usb=off,vmport=off,graphics=off", "-cpu", "Nehalem-v2,-spec-ctrl"),
@@ -198,10 +251,11 @@ def _command(vmlinux: Path, initramfs: Path, folder: Path) -> list[str]:
         *("-device", "virtserialport,nr=1,chardev=channel,name=architect"),
         *(
             "-blockdev",
-            f"driver=file,node-name=disk,filename={folder}/disk",
+            f"driver=file,node-name=disk,filename={disk}",
             "-device",
             "virtio-blk-pci,drive=disk,disable-legacy=on",
         ),
         *("-netdev", "hubport,id=net,hubid=0"),
         *("-device", "virtio-net-pci,netdev=net,mac=02:11:22:33:44:55,host_mtu=1320,romfile=,disable-legacy=on"),
+        *(() if state is None else ("-incoming", f"exec:cat {state}")),
     ]

@@ -9,6 +9,7 @@ import signal
 import struct
 import time
 import zlib
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -339,6 +340,59 @@ def test_a_running_guest_can_be_given_another_identity() -> None:
         assert "default via 169.254.1.1" in text and "a" * 32 in text
 
     run_guest(check)
+
+
+def test_a_template_resumes_as_several_machines_with_their_own_disks(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with boot_guest({}) as machine:
+            async with machine.channel() as channel:
+                await channel.wait_ready(60)
+            await machine.save_state(tmp_path / "template")
+        seen = []
+        for name in ("first", "second"):
+            async with boot_guest({"name": name}, state=tmp_path / "template") as clone:
+                async with clone.channel() as channel:
+                    await channel.wait_ready(20)
+                    await channel.configure(msgspec.structs.replace(CONFIG, host_name=name))
+                    await channel.start(shell("echo $HOSTNAME; cat /name; echo; df / | grep vda; head -c 16 /dev/urandom | md5sum"))
+                    assert await channel.wait_exit() == 0
+                    correction = await channel.set_clock()
+                    assert abs(correction.offset_ns) < 1e9, "the date is that of CONFIGURE, not that of the template"
+                seen.append(clone.log.text().split())
+        for name, words in zip(("first", "second"), seen, strict=True):
+            assert words[:3] == [name, name, "/dev/vda"]
+        assert seen[0][-2] != seen[1][-2], "what one draws from the generator the other does not"
+
+    asyncio.run(check())
+
+
+def test_log_and_exec_session_go_on_in_a_machine_that_was_moved(tmp_path: Path) -> None:
+    script = "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; sleep 5; exit 6"
+
+    async def check() -> None:
+        async with boot_guest({}) as source:
+            async with source.channel() as channel:
+                await channel.wait_ready(60)
+                await channel.configure(CONFIG)
+                await channel.start(shell(script))
+                session = await channel.exec_start(shell("while read line; do echo got $line; done; exit 4"))
+                await session.write(b"one\n")
+                assert (await anext(session.output())).data == b"got one\n"
+                await source.log.wait_text("line 100\n")
+                # The guest is stopped while the source's channel is open, in the middle of the log.
+                await source.save_state(tmp_path / "state")
+            async with boot_guest({}, tmp_path / "state", source.disk, source.log) as target:
+                async with target.channel() as channel:
+                    await channel.wait_ready(20)
+                    again = await channel.exec_attach(session.id, session.output_position)
+                    await again.write(b"two\n")
+                    again.end_input()
+                    assert [record.data async for record in again.output()][-1] == b"got two\n"
+                    assert await again.wait() == 4
+                    assert await channel.wait_exit() == 6
+                assert target.log.text() == "".join(f"line {number}\n" for number in range(3000))
+
+    asyncio.run(check())
 
 
 def test_boot_to_ready_is_fast(capsys: pytest.CaptureFixture[str]) -> None:

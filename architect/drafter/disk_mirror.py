@@ -13,15 +13,13 @@ its event and its absence from the list of jobs say that the last writes have ar
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 from architect.drafter.block_job import JobProgress, abandon_job, find_job, finish_job, wait_ready
-from architect.drafter.block_node import delete_nodes
+from architect.drafter.block_node import delete_nodes, nodes_by_name
 from architect.drafter.machine import Machine
 from architect.drafter.qemu_command import NODE_DISK
-from architect.drafter.qmp import QmpRefusedError
-from architect.errors import ArchitectError, HostError
+from architect.errors import HostError
 
 JOB = "mirror"
 TARGET_NODE = "mirror-target"
@@ -42,14 +40,12 @@ class DiskMirror:
         On failure nothing of it is left. QEMU stands still for the NBD handshake, about three round trips.
 
         Raises:
+            OutcomeUnknownError: the other end did not answer in time; the link was cut, nothing is left.
             HostError: there is no such export, the disks differ in size, or a mirror exists.
         """
-        await self._qmp.execute("getfd", {"fdname": TARGET_NODE}, fd=connection)
+        await self._machine.disk_links.open(TARGET_NODE, connection, EXPORT, read_only=False)
         try:
-            await self._qmp.execute(
-                "blockdev-add",
-                {"driver": "nbd", "node-name": TARGET_NODE, "server": {"type": "fd", "str": TARGET_NODE}, "export": EXPORT},
-            )
+            await self._check_sizes()
             # A mirror starts only at the top of a stack; "top" then means the overlay, because a filter is not counted as a layer.
             arguments = {
                 "job-id": JOB, "device": NODE_DISK, "target": TARGET_NODE, "sync": "top", "copy-mode": "background",
@@ -57,11 +53,17 @@ class DiskMirror:
             }  # fmt: skip
             await self._qmp.execute("blockdev-mirror", arguments)
         except BaseException:
-            with contextlib.suppress(ArchitectError):
-                await self._qmp.execute("closefd", {"fdname": TARGET_NODE})
             if await find_job(self._qmp, JOB) is None:
                 await delete_nodes(self._qmp, TARGET_NODE)
             raise
+
+    async def _check_sizes(self) -> None:
+        nodes = await nodes_by_name(self._qmp)
+        ours, theirs = (int(nodes[name]["image"]["virtual-size"]) for name in (NODE_DISK, TARGET_NODE))
+        if ours != theirs:
+            raise HostError(
+                f"{self._machine.name}: mirror", f"the target's disk has {theirs} bytes, not {ours}", "make it as large"
+            )
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Wait until the target has everything but what the guest is writing now.
@@ -90,12 +92,15 @@ class DiskMirror:
         if left := await self._qmp.execute("query-block-jobs"):
             raise HostError(f"{self._machine.name}: mirror", f"jobs are left: {_names(left)}", "cancel the move")
         await delete_nodes(self._qmp, TARGET_NODE)
+        self._machine.disk_links.cut(TARGET_NODE)
 
     async def cancel(self) -> None:
-        """End it as it is and remove all of it. Idempotent; also for a mirror that an earlier agent started, or that failed."""
+        """End it as it is and remove all of it. Idempotent; also for a mirror that an earlier agent started, or that failed.
+
+        The connection is cut first, so that a peer that is silent holds up nothing.
+        """
+        self._machine.disk_links.cut(TARGET_NODE)
         await abandon_job(self._qmp, JOB)
-        with contextlib.suppress(QmpRefusedError):
-            await self._qmp.execute("closefd", {"fdname": TARGET_NODE})
         await delete_nodes(self._qmp, TARGET_NODE)
 
 

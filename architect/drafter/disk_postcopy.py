@@ -36,6 +36,7 @@ async def attach_remote(machine: Machine, connection: int, fresh_overlay: Path) 
     overlay is closed and may be deleted. On failure the disk is as before.
 
     Raises:
+        OutcomeUnknownError: the other end did not answer in time; the disk is as before.
         HostError: no such export at the other end, or what it offers is no overlay.
     """
     qmp = machine.qmp
@@ -43,10 +44,7 @@ async def attach_remote(machine: Machine, connection: int, fresh_overlay: Path) 
     base = NODE_BASE if NODE_BASE in await nodes_by_name(qmp) else None
     fresh = OverlayNode(f"overlay-{old.generation + 1}", old.generation + 1, await _add_file(machine, fresh_overlay))
     try:
-        await qmp.execute("getfd", {"fdname": REMOTE_FILE_NODE}, fd=connection)
-        address = {"type": "fd", "str": REMOTE_FILE_NODE}
-        remote_file = {"driver": "nbd", "node-name": REMOTE_FILE_NODE, "server": address, "export": FROZEN, "read-only": True}
-        await qmp.execute("blockdev-add", remote_file)
+        await machine.disk_links.open(REMOTE_FILE_NODE, connection, FROZEN, read_only=True)
         remote = overlay_node(REMOTE_NODE, REMOTE_FILE_NODE, base, machine.host_fsync) | {"read-only": True}
         await qmp.execute("blockdev-add", remote)
         await qmp.execute("blockdev-add", file_node(fresh.file, fresh.fdset, machine.host_fsync))
@@ -56,6 +54,7 @@ async def attach_remote(machine: Machine, connection: int, fresh_overlay: Path) 
         with contextlib.suppress(ArchitectError):
             await delete_nodes(qmp, fresh.name, fresh.file, REMOTE_NODE, REMOTE_FILE_NODE)
             await delete_fdset(qmp, fresh.fdset)
+        machine.disk_links.cut(REMOTE_FILE_NODE)
         raise
     await delete_nodes(qmp, old.name, old.file)
     await delete_fdset(qmp, old.fdset)
@@ -92,6 +91,7 @@ async def complete_stream(machine: Machine, timeout_s: float | None) -> None:
     """
     await wait_job(machine.qmp, machine.name, JOB, timeout_s)
     await delete_nodes(machine.qmp, REMOTE_NODE, REMOTE_FILE_NODE)
+    machine.disk_links.cut(REMOTE_FILE_NODE)
 
 
 async def _add_file(machine: Machine, path: Path) -> int:

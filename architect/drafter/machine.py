@@ -23,6 +23,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from architect.drafter.device_state import SAVE_TIMEOUT_S, load_device_state, save_device_state
+from architect.drafter.disk_link import DiskLinks
 from architect.drafter.machine_event import MachineEnded, MachineEvent, MachineShutDown, event_time, parse_event
 from architect.drafter.machine_launch import InheritedFiles
 from architect.drafter.machine_options import MachineOptions, MachineRecord, forget_record, read_record, write_record
@@ -31,6 +32,7 @@ from architect.drafter.qmp import COMMAND_TIMEOUT_S, QmpConnection, connect_qmp
 from architect.errors import ArchitectError, ConflictError, HostError, IncompatibleError, NotFoundError, UnavailableError
 from architect.model.vm_spec import MachineSpec
 
+PAUSE_TIMEOUT_S = 5.0
 QUIT_TIMEOUT_S = 5.0
 KILL_TIMEOUT_S = 10.0
 LOAD_TIMEOUT_S = 30.0
@@ -42,13 +44,17 @@ _INCOMPATIBLE = ("support requested feature", "unable to find CPU model", "unsup
 
 
 class Machine:
-    """A running QEMU under our control, made by `start` or `reattach`. `qmp` is its monitor, for `block` and the like."""
+    """A running QEMU under our control, made by `start` or `reattach`.
+
+    `qmp` is its monitor and `disk_links` are its connections to disks elsewhere, both for the modules of the disk.
+    """
 
     def __init__(self, record: MachineRecord, run_dir: Path, process: QemuProcess, qmp: QmpConnection) -> None:
         self._record = record
         self._process = process
         self.run_dir = run_dir
         self.qmp = qmp
+        self.disk_links = DiskLinks(qmp)
 
     @classmethod
     async def start(cls, options: MachineOptions) -> Machine:
@@ -146,11 +152,13 @@ class Machine:
         """QEMU's run state: `running`, `paused`, `prelaunch`, `inmigrate`, `shutdown`, `io-error`, `internal-error`, ..."""
         return str((await self.qmp.execute("query-status"))["status"])
 
-    async def pause(self, timeout_s: float = COMMAND_TIMEOUT_S) -> float:
+    async def pause(self, timeout_s: float = PAUSE_TIMEOUT_S) -> float:
         """Stop the guest's CPUs and flush the disks' metadata to the host. Returns when they stopped, by QEMU's clock. Idempotent.
 
         Raises:
             ConflictError: the guest is over.
+            OutcomeUnknownError: QEMU waits for a disk; if that is at a peer that is silent, cutting the link lets it go on
+                (`DiskMirror.cancel`). Then ask for the state: it may be paused.
         """
         with self.qmp.listen("STOP") as listener:
             await self.qmp.execute("stop", timeout_s=timeout_s)
@@ -238,6 +246,7 @@ class Machine:
 
     async def detach(self) -> None:
         """Let go of the machine, which runs on. Idempotent."""
+        self.disk_links.close()
         await self.qmp.close()
         self._process.close()
 
@@ -268,6 +277,7 @@ class Machine:
         return True
 
     async def _release(self) -> None:
+        self.disk_links.close()
         await self.qmp.close()
         self._process.close()
         forget_record(self.run_dir)

@@ -1,0 +1,322 @@
+"""Two real QEMUs: a machine moves with memory, disk and device state, in both ways of a disk, and loses nothing when that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from architect.drafter.block_node import find_overlay, nodes_by_name
+from architect.drafter.disk_export import (
+    start_frozen_export,
+    start_incoming_export,
+    stop_frozen_export,
+    stop_incoming_export,
+)
+from architect.drafter.disk_mirror import DiskMirror
+from architect.drafter.disk_postcopy import attach_remote, complete_stream, start_stream
+from architect.drafter.machine import Machine
+from architect.drafter.machine_event import DiskFailed
+from architect.drafter.machine_options import BootFiles
+from architect.drafter.overlay import create_overlay
+from architect.errors import ConflictError, HostError, OutcomeUnknownError
+from tests.host import machine_rig as rig
+
+pytestmark = pytest.mark.host
+
+SEVEN = "qemu-system-x86_64"
+TEN = str(rig.QEMU_10)
+PAIRS = [(SEVEN, SEVEN), (SEVEN, TEN), (TEN, SEVEN)]
+
+
+@pytest.fixture(scope="module")
+def boot() -> BootFiles:
+    rig.skip_unless_able()
+    return rig.counting_guest()
+
+
+class Place:
+    """One machine with its memory and its folder."""
+
+    def __init__(self, machine: Machine, ram_fd: int) -> None:
+        self.machine = machine
+        self.ram_fd = ram_fd
+        self.folder = machine.run_dir
+
+
+@contextlib.asynccontextmanager
+async def place(boot: BootFiles, folder: Path, *, incoming: bool = False, **changes: Any) -> AsyncIterator[Place]:
+    folder.mkdir()
+    await create_overlay(folder / "overlay.qcow2", rig.DISK_BYTES)
+    with rig.ram() as ram_fd:
+        options = rig.options(boot, folder, ram_fd, disk=rig.disk(folder), incoming=incoming, **changes)
+        async with rig.running(options) as machine:
+            yield Place(machine, ram_fd)
+
+
+async def busy_source(source: Place) -> None:
+    await rig.order(source.machine, "disk")
+    await rig.wait_alive(source.folder, 15)
+
+
+async def hand_over(source: Place, target: Place) -> int:
+    """Device state and memory, source paused; returns where the guest stood."""
+    state = await source.machine.save_device_state()
+    rig.copy_ram(source.ram_fd, target.ram_fd)
+    await target.machine.load_device_state(state)
+    assert await target.machine.status() == "paused"
+    await target.machine.resume()
+    assert await source.machine.status() == "paused"
+    return rig.alive(source.folder)
+
+
+async def mirror_to(source: Place, target: Place) -> DiskMirror:
+    path = await start_incoming_export(target.machine)
+    mirror = DiskMirror(source.machine)
+    with rig.connect(path) as connection:
+        await mirror.start(connection.fileno())
+    await mirror.wait_ready(60)
+    return mirror
+
+
+async def assert_guest_is_well(at: Place, stood_at: int) -> None:
+    await rig.wait_alive(at.folder, stood_at + 12)
+    said = rig.console(at.folder)
+    assert "CORRUPT" not in said
+    assert "FAIL" not in said
+
+
+def skip_without(binary: str) -> None:
+    if binary == TEN and not rig.QEMU_10.exists():
+        pytest.skip(f"needs a second QEMU at {TEN}")
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=["7to7", "7to10", "10to7"])
+def test_a_machine_moves_with_its_disk_mirrored(boot: BootFiles, tmp_path: Path, first: str, second: str) -> None:
+    skip_without(first)
+    skip_without(second)
+
+    async def scenario() -> None:
+        async with place(boot, tmp_path / "a", binary=first) as source:
+            await busy_source(source)
+            async with place(boot, tmp_path / "b", incoming=True, binary=second) as target:
+                mirror = await mirror_to(source, target)
+                progress = await mirror.progress()
+                assert progress is not None
+                assert progress.is_ready
+                await source.machine.pause()
+                await mirror.finish()
+                assert await source.machine.qmp.execute("query-block-jobs") == []
+                await stop_incoming_export(target.machine)
+                await stop_incoming_export(target.machine)
+                stood_at = await hand_over(source, target)
+                await source.machine.kill()
+                await assert_guest_is_well(target, stood_at)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=["7to7", "7to10", "10to7"])
+def test_a_machine_runs_before_its_disk_has_arrived_and_moves_on_afterwards(
+    boot: BootFiles, tmp_path: Path, first: str, second: str
+) -> None:
+    skip_without(first)
+    skip_without(second)
+
+    async def scenario() -> None:
+        async with place(boot, tmp_path / "a", binary=first) as source, place(boot, tmp_path / "c", incoming=True) as third:
+            await busy_source(source)
+            async with place(boot, tmp_path / "b", incoming=True, binary=second) as target:
+                mirror = await mirror_to(source, target)  # half done: what it brought is dropped
+                await source.machine.pause()
+                await mirror.cancel()
+                await stop_incoming_export(target.machine)
+                fresh = target.folder / "fresh.qcow2"
+                await create_overlay(fresh, rig.DISK_BYTES)
+                with rig.connect(await start_frozen_export(source.machine)) as connection:
+                    await attach_remote(target.machine, connection.fileno(), fresh)
+                (target.folder / "overlay.qcow2").unlink()
+                stood_at = await hand_over(source, target)
+                await rig.wait_alive(target.folder, stood_at + 3)  # reads what is still at the source
+                await start_stream(target.machine)
+                await start_stream(target.machine)
+                await complete_stream(target.machine, 60)
+                await complete_stream(target.machine, 60)
+                await stop_frozen_export(source.machine)
+                await source.machine.kill()
+                await assert_guest_is_well(target, stood_at + 3)
+                nodes = await nodes_by_name(target.machine.qmp)
+                assert not [name for name in nodes if "remote" in name or name == "overlay"]
+                assert (await find_overlay(target.machine.qmp, "b")).name == "overlay-1"
+
+                mirror = await mirror_to(target, third)
+                await target.machine.pause()
+                await mirror.finish()
+                await stop_incoming_export(third.machine)
+                stood_at = await hand_over(target, third)
+                await target.machine.kill()
+                await assert_guest_is_well(third, stood_at)
+
+    asyncio.run(scenario())
+
+
+def test_a_mirror_that_is_cancelled_leaves_nothing_and_the_guest_runs_on(boot: BootFiles, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with place(boot, tmp_path / "a") as source, place(boot, tmp_path / "b", incoming=True) as target:
+            await busy_source(source)
+            before = set(await nodes_by_name(source.machine.qmp))
+            for _ in range(2):
+                mirror = await mirror_to(source, target)
+                await mirror.cancel()
+                await mirror.cancel()
+                await stop_incoming_export(target.machine)
+            assert set(await nodes_by_name(source.machine.qmp)) == before
+            assert await source.machine.qmp.execute("query-block-jobs") == []
+            await assert_guest_is_well(source, rig.alive(source.folder))
+
+    asyncio.run(scenario())
+
+
+def test_a_peer_that_vanishes_fails_the_mirror_by_name_and_the_guest_runs_on(boot: BootFiles, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with place(boot, tmp_path / "a") as source:
+            await busy_source(source)
+            async with place(boot, tmp_path / "b", incoming=True) as target:
+                mirror = await mirror_to(source, target)
+                await target.machine.kill()
+            await rig.wait_alive(source.folder, rig.alive(source.folder) + 12)
+            await source.machine.pause()
+            with pytest.raises(HostError):
+                await mirror.finish()
+            await mirror.cancel()
+            await source.machine.resume()
+            await assert_guest_is_well(source, rig.alive(source.folder))
+
+    asyncio.run(scenario())
+
+
+def test_a_peer_that_is_silent_at_the_start_of_a_mirror_is_cut_off_and_the_guest_runs_on(boot: BootFiles, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with place(boot, tmp_path / "a") as source:
+            await busy_source(source)
+            before = set(await nodes_by_name(source.machine.qmp))
+            ours, silent = socket.socketpair()
+            with ours, silent, pytest.raises(OutcomeUnknownError):
+                await DiskMirror(source.machine).start(ours.fileno())
+            assert set(await nodes_by_name(source.machine.qmp)) == before
+            await assert_guest_is_well(source, rig.alive(source.folder))
+
+    asyncio.run(scenario())
+
+
+def test_a_peer_that_falls_silent_under_a_mirror_holds_up_a_pause_only_until_it_is_cut_off(boot: BootFiles, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with place(boot, tmp_path / "a") as source, place(boot, tmp_path / "b", incoming=True) as target:
+            await busy_source(source)
+            mirror = await mirror_to(source, target)
+            os.kill(target.machine.qemu_pid, signal.SIGSTOP)
+            await rig.wait_alive(source.folder, rig.alive(source.folder) + 12)  # the guest does not wait for the mirror
+            with pytest.raises(OutcomeUnknownError):
+                await source.machine.pause(timeout_s=1)
+            await mirror.cancel()
+            assert await source.machine.status() == "paused"
+            await source.machine.resume()
+            await assert_guest_is_well(source, rig.alive(source.folder))
+
+    asyncio.run(scenario())
+
+
+def test_disks_of_different_sizes_are_refused_and_nothing_is_left(boot: BootFiles, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with place(boot, tmp_path / "a") as source:
+            folder = tmp_path / "b"
+            folder.mkdir()
+            await create_overlay(folder / "overlay.qcow2", rig.DISK_BYTES // 2)
+            with rig.ram() as ram_fd:
+                async with rig.running(rig.options(boot, folder, ram_fd, disk=rig.disk(folder), incoming=True)) as target:
+                    path = await start_incoming_export(target)
+                    with rig.connect(path) as connection, pytest.raises(HostError):
+                        await DiskMirror(source.machine).start(connection.fileno())
+                    await DiskMirror(source.machine).cancel()
+            assert await source.machine.status() == "running"
+
+    asyncio.run(scenario())
+
+
+def test_the_file_of_a_running_guest_is_not_offered(boot: BootFiles, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with place(boot, tmp_path / "a") as source:
+            with pytest.raises(ConflictError):
+                await start_frozen_export(source.machine)
+            await source.machine.pause()
+            first = await start_frozen_export(source.machine)
+            assert await start_frozen_export(source.machine) == first
+            await stop_frozen_export(source.machine)
+            await stop_frozen_export(source.machine)
+            await source.machine.resume()
+
+    asyncio.run(scenario())
+
+
+def test_a_remote_that_is_no_overlay_leaves_the_disk_as_it_was(boot: BootFiles, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with place(boot, tmp_path / "a", incoming=True) as other, place(boot, tmp_path / "b", incoming=True) as target:
+            before = set(await nodes_by_name(target.machine.qmp))
+            fresh = target.folder / "fresh.qcow2"
+            await create_overlay(fresh, rig.DISK_BYTES)
+            with rig.connect(await start_incoming_export(other.machine)) as connection, pytest.raises(HostError):
+                await attach_remote(target.machine, connection.fileno(), fresh)
+            assert set(await nodes_by_name(target.machine.qmp)) == before
+
+    asyncio.run(scenario())
+
+
+def test_a_guest_whose_blocks_are_out_of_reach_waits_and_never_sees_the_error(boot: BootFiles, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with place(boot, tmp_path / "a") as source, place(boot, tmp_path / "b", incoming=True) as target:
+            await busy_source(source)
+            await source.machine.pause()
+            fresh = target.folder / "fresh.qcow2"
+            await create_overlay(fresh, rig.DISK_BYTES)
+            with rig.connect(await start_frozen_export(source.machine)) as connection:
+                await attach_remote(target.machine, connection.fileno(), fresh)
+            async with contextlib.aclosing(target.machine.events()) as events:
+                await hand_over(source, target)
+                await source.machine.kill()  # the only holder of the blocks
+                async with asyncio.timeout(60):
+                    async for event in events:
+                        if isinstance(event, DiskFailed):
+                            assert event.stopped
+                            break
+            assert await target.machine.status() == "io-error"
+            assert "CORRUPT" not in rig.console(target.folder)
+
+    asyncio.run(scenario())
+
+
+def test_the_move_of_a_machine_with_host_fsync_keeps_it(boot: BootFiles, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        folder = tmp_path / "a"
+        folder.mkdir()
+        await create_overlay(folder / "overlay.qcow2", rig.DISK_BYTES)
+        with rig.ram() as ram_fd:
+            disk = msgspec.structs.replace(rig.disk(folder), host_fsync=True)
+            async with rig.running(rig.options(boot, folder, ram_fd, disk=disk)) as machine:
+                nodes = await nodes_by_name(machine.qmp)
+                assert nodes["overlay"]["cache"]["no-flush"] is False
+                assert nodes["overlay"]["cache"]["direct"] is False
+                assert machine.host_fsync
+                await machine.detach()
+                again = await Machine.reattach(folder)
+                assert again.host_fsync
+                await again.kill()
+
+    asyncio.run(scenario())

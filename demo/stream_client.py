@@ -18,7 +18,7 @@ from demo.checked_stream import HELLO, CheckedStream, StreamBrokenError, format_
 STREAM_PORT = 7000
 DATAGRAM_PORT = 7001
 STATUS_PORT = 7002
-TICK_S = 0.01
+TICK_S = 0.02
 HEARTBEAT_S = 0.5
 ANSWER_DEADLINE_S = 10.0
 _READ_BYTES = 65536
@@ -31,6 +31,7 @@ class ServiceStatus(msgspec.Struct, frozen=True):
     service_pid: int
     started_at_s: float
     uptime_s: float
+    cpu_s: float
     fuzzer_pid: int
     fuzzer_restarts: int
     executions: int
@@ -49,8 +50,8 @@ class ServiceStatus(msgspec.Struct, frozen=True):
 
 
 class StreamReport(msgspec.Struct, frozen=True):
-    """What a stream has done. The longest gap is the longest silence between two arrivals; the service speaks every 10 ms if its
-    rate is at least 100 bytes/s."""
+    """What a stream has done. The longest gap is the longest silence between two arrivals; the service speaks every 20 ms if its
+    rate is at least 50 bytes/s."""
 
     name: str
     bytes_sent: int

@@ -17,8 +17,9 @@ from architect.errors import HostError
 from architect.testing.sample_layout import ImageFile, directory, link, program, text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# The CPU model of our VMs is Nehalem, and a compiler that is told nothing may be configured for newer ones.
-CPU_FLAGS = ("-march=nehalem", "-mtune=generic")
+# The CPU model of our VMs is Nehalem, and a compiler that is told nothing may be configured for newer ones. TCG runs vector
+# instructions through slow helpers.
+CPU_FLAGS = ("-march=nehalem", "-mtune=generic", "-fno-tree-vectorize", "-fno-tree-slp-vectorize")
 _LIBRARY = re.compile(r"(?:=>\s*)?(/\S+) \(0x")
 _LEFT_OUT = re.compile(r"/usr/share/(?:doc|man|locale|lintian|info|bash-completion|bug)(?:/|$)")
 _MERGED = ("bin", "sbin", "lib", "lib64")

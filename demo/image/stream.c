@@ -22,13 +22,21 @@ double now_s(void)
 	return now.tv_sec + now.tv_nsec / 1e9;
 }
 
-static uint8_t data_at(uint64_t seed, uint64_t offset)
+/* Bytes `offset` to `offset + length` of the data of `seed`. */
+static void fill_data(uint64_t seed, uint64_t offset, uint8_t *at, size_t length)
 {
-	uint64_t value = seed + (offset / 8 + 1) * GOLDEN;
-	value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9ull;
-	value = (value ^ (value >> 27)) * 0x94d049bb133111ebull;
-	value ^= value >> 31;
-	return (uint8_t)(value >> (8 * (offset % 8)));
+	while (length > 0) {
+		uint64_t value = seed + (offset / 8 + 1) * GOLDEN;
+		value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9ull;
+		value = (value ^ (value >> 27)) * 0x94d049bb133111ebull;
+		value ^= value >> 31;
+		for (value >>= 8 * (offset % 8); length > 0; value >>= 8) {
+			*at++ = (uint8_t)value;
+			length--;
+			if (++offset % 8 == 0)
+				break;
+		}
+	}
 }
 
 static void put64(uint8_t *at, uint64_t value)
@@ -102,8 +110,7 @@ static void queue_frame(struct stream *stream, enum frame_kind kind, size_t leng
 static void queue_data(struct stream *stream, size_t length)
 {
 	uint8_t *payload = stream->output + HEADER_BYTES;
-	for (size_t i = 0; i < length; i++)
-		payload[i] = data_at(stream->out.seed, stream->out.offset + i);
+	fill_data(stream->out.seed, stream->out.offset, payload, length);
 	queue_frame(stream, FRAME_DATA, length);
 	sha256_add(&stream->out.hash, payload, length);
 	stream->out.offset += length;
@@ -144,8 +151,10 @@ static int take_hello(struct stream *stream)
 
 static void take_data(struct stream *stream, const uint8_t *payload, size_t length)
 {
+	uint8_t expected[PAYLOAD_BYTES_MAX];
+	fill_data(stream->in.seed, stream->in.offset, expected, length);
 	for (size_t i = 0; i < length; i++)
-		if (payload[i] != data_at(stream->in.seed, stream->in.offset + i)) {
+		if (payload[i] != expected[i]) {
 			stream->in.offset += i;
 			fail(stream, "a wrong byte");
 			return;
@@ -213,7 +222,8 @@ static void prepare_output(struct stream *stream, double now)
 	double past_s = now - stream->last_s;
 	stream->last_s = now;
 	stream->credit += stream->rate * (past_s < BURST_S ? past_s : BURST_S);
-	if (stream->output_sent < stream->output_bytes)
+	// At most a frame a tick: the event loop turns for every packet of every stream, and a packet costs much under TCG.
+	if (stream->output_sent < stream->output_bytes || now - stream->last_frame_s < STREAM_TICK_S)
 		return;
 	size_t length = stream->credit < PAYLOAD_BYTES_MAX ? (size_t)stream->credit : PAYLOAD_BYTES_MAX;
 	if (length == 0 && now - stream->last_frame_s < HEARTBEAT_S)

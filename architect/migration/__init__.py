@@ -13,10 +13,13 @@ from architect.migration.handover_plan import (
 )
 from architect.migration.handover_source import HandoverSource, error_of_report
 from architect.migration.handover_target import HandoverTarget, TargetConnection
+from architect.migration.ports import MIRROR_TUNNEL, POSTCOPY_TUNNEL
 from architect.migration.source_ports import Handover, SourcePorts
 from architect.migration.target_ports import MemoryListener, TargetPorts
 
 __all__ = [
+    "MIRROR_TUNNEL",
+    "POSTCOPY_TUNNEL",
     "Handover",
     "HandoverLimits",
     "HandoverPlan",

@@ -34,6 +34,7 @@ class HandoverLimits(msgspec.Struct, frozen=True):
     drain_timeout_s: float = 0.25
     hook_timeout_s: float = 2.0
     machine_timeout_s: float = 10.0
+    pause_timeout_s: float = 15.0
     commit_timeout_s: float = 20.0
     quiet_timeout_s: float = 2.0
     fill_timeout_s: float = 3600.0

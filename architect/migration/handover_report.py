@@ -1,8 +1,9 @@
 """What a handover is reported as: its phases, its pause, its bytes.
 
-The pause (`downtime_ms`) is STOP to RESUME by the timestamps of both QEMUs. Two hosts' clocks differ, so it is held between zero
-and what the source itself has seen on its own clock (from before `stop` until the target's answer). With `--verify` both sides
-hash all memory within the pause; that time is taken off, and `verified` says that it was done.
+The pause (`downtime_ms`) is STOP to RESUME by the timestamps of both QEMUs, if their difference is possible by the source's own
+clock; two hosts' clocks may differ by more than a pause, and then it is what the source has seen, less half of the time that the
+cut and its answer travelled. With `--verify` both sides hash all memory within the pause; that time is taken off, and `verified`
+says that it was done.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class HandoverFigures:
     other_bytes: int = 0
     pages_left: int | None = None
     stop_asked_at_s: float = 0.0
+    stopped_at_s: float = 0.0
     stop_time_s: float = 0.0
     verify_s: float = 0.0
     downtime_s: float = 0.0
@@ -50,12 +52,16 @@ class HandoverFigures:
 
     def committed(self, answer: Committed, asked_at_s: float, full_hash: bool) -> None:
         """The target has answered the cut that was sent at `asked_at_s` (monotonic)."""
+        sent_at_s = asked_at_s
         for part in answer.spent:
             self._add(f"target-{part.name}", asked_at_s, asked_at_s + part.duration_s)
             asked_at_s += part.duration_s
             self.verify_s += part.duration_s if part.name == "verify" else 0.0
-        seen_s = self.clock.monotonic_s() - self.stop_asked_at_s
-        pause_s = min(max(answer.resume_time_s - self.stop_time_s, 0.0), seen_s)
+        now_s = self.clock.monotonic_s()
+        travel_s = max(now_s - sent_at_s - sum(part.duration_s for part in answer.spent), 0.0)
+        pause_s = answer.resume_time_s - self.stop_time_s
+        if not now_s - self.stopped_at_s - travel_s <= pause_s <= now_s - self.stop_asked_at_s:
+            pause_s = now_s - self.stop_asked_at_s - travel_s / 2
         self.downtime_s = max(pause_s - self.verify_s, 0.0)
         self.verified = True if full_hash else None
 

@@ -13,8 +13,10 @@ from architect.errors import ArchitectError, ConflictError, HandoverError, remot
 from architect.migration.found_vm import FoundVerdict, resolve_found_running
 from architect.migration.handover_driver import HandoverDriver, HandoverOutcome, OnReport
 from architect.migration.handover_plan import HandoverLimits
+from architect.migration.ports import EdgePort
 from architect.migration.source_engine import SourceState, recovered
-from architect.migration.source_ports import Handover, SourceHostPort
+from architect.migration.source_ports import Handover, SourceFlowPort, SourceHostPort
+from architect.migration.steering import steer_until_done
 from architect.model.handover_state import HandoverState
 from architect.model.ids import MigrationId, VmId
 from architect.model.ownership import OwnershipRecord
@@ -50,6 +52,7 @@ class HandoverSource:
         self._running: dict[MigrationId, _Running] = {}
         self._opening: set[VmId] = set()
         self._outcomes: dict[MigrationId, HandoverOutcome] = {}
+        self._reclaims: dict[VmId, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
@@ -90,10 +93,38 @@ class HandoverSource:
                 running.listeners.remove(on_report)
 
     async def recover(self, handover: Handover, *, is_running: bool) -> HandoverOutcome:
-        """Take up a handover that the agent's predecessor had begun.
+        """Take up a handover that the agent's predecessor had begun. From the first moment on the VM counts as moving.
 
-        :param is_running: whether the VM's machine was found running; it was found paused otherwise.
+        :param is_running: whether the VM's machine was found running; it was found paused (or not at all) otherwise.
         """
+        assert self._group is not None, "run() owns the tasks"
+        running = self._running[handover.plan.migration] = _Running(handover.plan.vm)
+        running.task = self._group.create_task(self._recover(handover, running, is_running))
+        return await asyncio.shield(running.task)
+
+    def reclaim(self, vm: VmId, term: int, address: str, flows: SourceFlowPort, edge: EdgePort) -> None:
+        """Make sure that the VM's packets come here (`address`), and that no other host may speak for it, however long it takes.
+
+        Done after a failed handover; an agent that starts does it for each VM that it finds running, and that no handover brings
+        or takes: its predecessor may have died before it had.
+        """
+
+        async def claim() -> None:
+            with contextlib.suppress(ArchitectError, TimeoutError):
+                async with asyncio.timeout(self._limits.call_timeout_s):
+                    await flows.set_local()
+            await steer_until_done(edge, term, address, "", self._clock, self._limits)
+
+        assert self._group is not None, "run() owns the tasks"
+        self._reclaims[vm] = self._group.create_task(claim())
+
+    async def let_go(self, vm: VmId) -> None:
+        """The VM leaves or ends: claim nothing for it any more."""
+        if (reclaiming := self._reclaims.pop(vm, None)) is not None:
+            reclaiming.cancel()
+            await asyncio.wait([reclaiming])
+
+    async def _recover(self, handover: Handover, running: _Running, is_running: bool) -> HandoverOutcome:
         plan, ports = handover.plan, handover.ports
         latest = await self._known_record(handover)
         newer = latest if latest is not None and latest.term > plan.term else None
@@ -103,38 +134,34 @@ class HandoverSource:
         with contextlib.suppress(ArchitectError, TimeoutError):
             async with asyncio.timeout(plan.limits.call_timeout_s):
                 is_serving = await ports.memory.is_serving()
-        state = recovered(plan, is_running=is_running, is_serving=is_serving, record=newer)
-        running = self._start(handover, state)
-        assert running.task is not None
-        return await asyncio.shield(running.task)
+        return await self._drive(handover, running, recovered(plan, is_running=is_running, is_serving=is_serving, record=newer))
 
     async def _begin(self, request: MigrateVm) -> _Running:
         if self.is_moving(request.vm):
             raise ConflictError(f"vm {request.vm}", "is being moved already", "wait for the end of that move")
         self._opening.add(request.vm)
         try:
+            await self.let_go(request.vm)
             handover = await self._agent.open_handover(request)
             self._agent.keep(handover.plan)
-            return self._start(handover, None)
+            assert self._group is not None, "run() owns the tasks"
+            running = self._running[handover.plan.migration] = _Running(request.vm)
+            running.task = self._group.create_task(self._drive(handover, running, None))
+            return running
         finally:
             self._opening.discard(request.vm)
 
-    def _start(self, handover: Handover, state: SourceState | None) -> _Running:
-        assert self._group is not None, "run() owns the tasks"
-        running = self._running[handover.plan.migration] = _Running(handover.plan.vm)
-        driver = HandoverDriver(handover, self._clock, self._entropy, running.tell, state)
-        running.task = self._group.create_task(self._finish(handover, running, driver))
-        return running
-
-    async def _finish(self, handover: Handover, running: _Running, driver: HandoverDriver) -> HandoverOutcome:
+    async def _drive(self, handover: Handover, running: _Running, state: SourceState | None) -> HandoverOutcome:
         plan = handover.plan
-        outcome = await driver.run()
+        outcome = await HandoverDriver(handover, self._clock, self._entropy, running.tell, state).run()
         self._running.pop(plan.migration, None)
         self._outcomes[plan.migration] = outcome
         while len(self._outcomes) > OUTCOMES_KEPT_MAX:
             self._outcomes.pop(next(iter(self._outcomes)))
         self._agent.ended(outcome.report, outcome.term, outcome.keeps)
         self._agent.forget(plan)
+        if outcome.keeps:
+            self.reclaim(plan.vm, outcome.term, plan.source.address, handover.ports.flows, handover.ports.edge)
         running.tell(outcome.report)
         return outcome
 

@@ -11,13 +11,21 @@ import contextlib
 from collections.abc import Coroutine
 from typing import Any, TypeVar, assert_never
 
-from architect.errors import ArchitectError, ConflictError, IncompatibleError, InternalError, NotFoundError, PeerError
+from architect.errors import (
+    ArchitectError,
+    ConflictError,
+    IncompatibleError,
+    InternalError,
+    NotFoundError,
+    PeerError,
+    UnavailableError,
+)
 from architect.migration.compatibility import check_target
 from architect.migration.handover_plan import HandoverLimits
 from architect.migration.target_engine import TargetStep
 from architect.migration.target_ports import TargetHostPort, TargetPorts
 from architect.migration.target_session import SessionSetting, TargetSession
-from architect.model.ids import HostName, MigrationId
+from architect.model.ids import HostName, MigrationId, VmId
 from architect.runtime.clock import Clock, Entropy
 from architect.runtime.rpc import Call
 from architect.wire.agent_messages import HostFacts
@@ -87,6 +95,20 @@ class HandoverTarget:
         self._spawn(session.recover())
         await session.wait_claimed()
 
+    async def let_go(self, vm: VmId) -> None:
+        """A handover away from here begins: end what is left of the one that brought the VM. `open_handover` awaits this.
+
+        Raises:
+            ConflictError: the VM is still coming.
+        """
+        for session in list(self._sessions.values()):
+            if session.request.spec.id == vm and not session.state.step.is_terminal:
+                raise ConflictError(
+                    f"vm {vm}", f"is still arriving here ({session.state.step.value})", "wait for the end of that move"
+                )
+            if session.request.spec.id == vm:
+                await session.stop_greeting()
+
     async def prepare(self, request: Prepare) -> Prepared:
         """Check, reserve, and open a session.
 
@@ -115,7 +137,8 @@ class HandoverTarget:
     def give_up(self, session: TargetSession, reason: str) -> None:
         """Undo the session, unless its cut has arrived."""
         if session.state.step in (TargetStep.RESERVED, TargetStep.STARTED):
-            self._spawn(session.abort(reason))
+            with contextlib.suppress(UnavailableError):
+                self._spawn(session.abort(reason))
 
     def take_over(self, session: TargetSession) -> None:
         """Begin the takeover: the session's cut has arrived."""
@@ -144,7 +167,11 @@ class HandoverTarget:
 
     def _spawn(self, work: Coroutine[Any, Any, ResultT]) -> asyncio.Task[ResultT]:
         assert self._group is not None, "run() owns the tasks"
-        return self._group.create_task(work)
+        try:
+            return self._group.create_task(work)
+        except RuntimeError as error:
+            work.close()
+            raise UnavailableError(f"host {self.facts.name}", "its agent is stopping", "try again when it is back") from error
 
 
 class TargetConnection:

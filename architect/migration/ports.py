@@ -13,28 +13,14 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from architect.model.ids import VmId
-from architect.model.ownership import OwnershipRecord
+from architect.errors import ConflictError
+from architect.migration.ownership_log import OwnershipLog
+from architect.model.ownership import OwnershipRecord, RecordKind
 
-
-class OwnershipPort(Protocol):
-    """The log of create-only ownership records."""
-
-    async def create(self, record: OwnershipRecord) -> OwnershipRecord:
-        """The record that exists for that VM and term: ours if its `writer` is equal.
-
-        Raises:
-            ArchitectError: it is not known whether the record exists. Creating the same record again is safe.
-        """
-        ...
-
-    async def latest(self, vm: VmId) -> OwnershipRecord | None:
-        """The record with the highest term."""
-        ...
-
-    async def read(self, vm: VmId, term: int) -> OwnershipRecord | None:
-        """The record of that term."""
-        ...
+MIRROR_TUNNEL = "mirror"
+"""Carries the disk's mirror, from the source's QEMU to the target's export."""
+POSTCOPY_TUNNEL = "postcopy"
+"""Carries the disk's reads after a post-copy cut, from the target's QEMU to the source's export."""
 
 
 class EdgePort(Protocol):
@@ -103,3 +89,18 @@ class DialPort(Protocol):
     async def dial(self) -> PeerPort:
         """A new connection. Raises UnavailableError."""
         ...
+
+
+async def decided_record(log: OwnershipLog, record: OwnershipRecord) -> OwnershipRecord:
+    """The record that decides what `record` wanted to: the one that exists for its term, or a later one, or the log's end.
+
+    Raises:
+        ArchitectError: that is not known yet; ask again.
+    """
+    try:
+        return await log.create(record)
+    except ConflictError:
+        latest = await log.latest(record.vm)
+        if latest is None or (latest.term < record.term and latest.kind is not RecordKind.END):
+            raise
+        return latest

@@ -10,9 +10,12 @@ from architect.migration.found_vm import abort_record
 from architect.migration.handover_plan import HandoverPlan, MemoryCut, MirrorProgress, RoundStats
 from architect.migration.handover_report import HandoverFigures
 from architect.migration.peer_link import PeerLink
+from architect.migration.ports import MIRROR_TUNNEL as MIRROR_TUNNEL
+from architect.migration.ports import POSTCOPY_TUNNEL as POSTCOPY_TUNNEL
+from architect.migration.ports import decided_record
 from architect.migration.source_engine import BaseMissing, Measured, RecordKnown, SourceEvent, SourceState, TargetIs, may_resume
 from architect.migration.source_ports import SourcePorts
-from architect.migration.source_steps import Action, Effect
+from architect.migration.source_steps import Action, Effect, SourceStep
 from architect.model.handover_state import HandoverState, MigrationMode
 from architect.runtime.clock import Clock
 from architect.wire.framing import BODY_BYTES_MAX
@@ -33,9 +36,6 @@ from architect.wire.migration_messages import (
     Started,
     TargetStatus,
 )
-
-MIRROR_TUNNEL = "mirror"
-POSTCOPY_TUNNEL = "postcopy"
 
 
 class SourceActions:
@@ -66,7 +66,7 @@ class SourceActions:
         Raises:
             ArchitectError: it failed or was late.
         """
-        bound_s = self._bound_s(action)
+        bound_s = self._bound_s(action, state)
         try:
             async with asyncio.timeout(bound_s):
                 return await self._table[action](state)
@@ -74,8 +74,10 @@ class SourceActions:
             cause = f"{action.value} took longer than {bound_s:g} s"
             raise UnavailableError(f"vm {self._plan.vm}", cause, "try the move again, or to another host") from error
 
-    def _bound_s(self, action: Action) -> float:
+    def _bound_s(self, action: Action, state: SourceState) -> float:
         limits = self._plan.limits
+        if state.step in (SourceStep.LAST_ROUND, SourceStep.CUT):
+            return limits.pause_timeout_s
         match action:
             case Action.SEND_BASE | Action.BULK | Action.ROUND | Action.SEND_LOG:
                 return limits.transfer_timeout_s
@@ -133,8 +135,9 @@ class SourceActions:
             Action.RESUME: self._resume,
             Action.SYNC_CLOCK: lambda _: machine.sync_clock(),
             Action.HOOK_RESUME: lambda _: machine.run_hook("after-resume"),
-            Action.STEER_BACK: self._steer_back,
+            Action.STEER_BACK: lambda state: self._steer_back(state, self._target_address),
             Action.ABORT_TARGET: self._abort_target,
+            Action.STEER_ALONE: lambda state: self._steer_back(state, ""),
             Action.CANCEL_MIRROR: lambda _: machine.cancel_mirror(),
             Action.WITHDRAW_EXPORT: lambda _: machine.withdraw_disk_export(),
             Action.ABORT_MEMORY: lambda _: memory.abort_source(),
@@ -231,6 +234,7 @@ class SourceActions:
     async def _pause(self, _: SourceState) -> None:
         self._figures.stop_asked_at_s = self._clock.monotonic_s()
         self._figures.stop_time_s = await self._ports.machine.pause()
+        self._figures.stopped_at_s = self._clock.monotonic_s()
 
     async def _save_machine(self, state: SourceState) -> None:
         machine, memory = self._ports.machine, self._ports.memory
@@ -271,7 +275,7 @@ class SourceActions:
     async def _write_abort(self, _: SourceState) -> SourceEvent:
         plan = self._plan
         record = abort_record(plan.vm, plan.term + 1, plan.host, self._writer, plan.migration)
-        return RecordKnown(await self._ports.ownership.create(record))
+        return RecordKnown(await decided_record(self._ports.ownership, record))
 
     async def _status(self, question: AwaitFilled | AskStatus, timeout_s: float) -> SourceEvent:
         status = await self._link.ask(question, TargetStatus, timeout_s=timeout_s)
@@ -292,9 +296,9 @@ class SourceActions:
         assert may_resume(state), "no resume at the source without a record that keeps the VM here"
         await self._ports.machine.resume()
 
-    async def _steer_back(self, state: SourceState) -> None:
+    async def _steer_back(self, state: SourceState, previous: str) -> None:
         term = state.record.term if state.record is not None else self._plan.term
-        await self._ports.edge.steer(term, self._plan.source.address, self._target_address)
+        await self._ports.edge.steer(term, self._plan.source.address, previous)
 
     async def _abort_target(self, state: SourceState) -> None:
         try:

@@ -10,7 +10,8 @@ from typing import Protocol
 import msgspec
 
 from architect.migration.handover_plan import HandoverPlan, MemoryCut, MemoryProgress, MirrorProgress, RoundStats
-from architect.migration.ports import BasePort, DialPort, EdgePort, LogPort, OwnershipPort
+from architect.migration.ownership_log import OwnershipLog
+from architect.migration.ports import BasePort, DialPort, EdgePort, LogPort
 from architect.model.ids import MigrationId
 from architect.wire.agent_messages import MigrateVm, MigrationReport
 
@@ -144,7 +145,7 @@ class SourcePorts(msgspec.Struct, frozen=True):
     edge: EdgePort
     log: LogPort
     bases: BasePort
-    ownership: OwnershipPort
+    ownership: OwnershipLog
 
 
 class Handover(msgspec.Struct, frozen=True):

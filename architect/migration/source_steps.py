@@ -88,6 +88,7 @@ class Action(StrEnum):
     HOOK_RESUME = "hook-resume"
     STEER_BACK = "steer-back"
     ABORT_TARGET = "abort-target"
+    STEER_ALONE = "steer-alone"
     CANCEL_MIRROR = "cancel-mirror"
     WITHDRAW_EXPORT = "withdraw-export"
     ABORT_MEMORY = "abort-memory"
@@ -120,11 +121,13 @@ EFFECT_OF: dict[Action, Effect] = {
 }
 
 UNDO: tuple[tuple[Effect, Action], ...] = (
-    # Packets first reach the tap here, then the guest runs, then new ones come, then those that waited at the target.
+    # Packets first reach the tap here, then the guest runs, then new ones come, then those that waited at the target; after that
+    # the target may not speak for the VM any more.
     (Effect.FORWARDED, Action.SET_LOCAL),
     (Effect.PAUSED, Action.RESUME),
     (Effect.STEERED, Action.STEER_BACK),
     (Effect.TARGET, Action.ABORT_TARGET),
+    (Effect.STEERED, Action.STEER_ALONE),
     (Effect.PAUSED, Action.SYNC_CLOCK),
     (Effect.HOOKED, Action.HOOK_RESUME),
     (Effect.MIRROR, Action.CANCEL_MIRROR),
@@ -213,5 +216,5 @@ WATCHED = frozenset(
     step
     for step, state in HANDOVER_STATE.items()
     if state in (HandoverState.PREPARING, HandoverState.PRECOPY) and step is not SourceStep.CONNECT
-) | {SourceStep.SERVE}
+) | {SourceStep.DRAIN, SourceStep.SERVE}
 """Steps long enough for the peer to vanish unseen: the driver keeps asking whether it is alive."""

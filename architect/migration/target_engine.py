@@ -120,7 +120,10 @@ class TargetState(msgspec.Struct, frozen=True):
     @property
     def owns(self) -> bool:
         """Whether our record exists."""
-        return self.record is not None and self.record.kind is RecordKind.RUN and self.record.host == self.host
+        record = self.record
+        if record is None or record.kind is not RecordKind.RUN or record.host != self.host:
+            return False
+        return record.term == self.request.term + 1
 
     @property
     def may_abort(self) -> bool:

@@ -9,7 +9,8 @@ from typing import Protocol
 
 import msgspec
 
-from architect.migration.ports import BasePort, EdgePort, LogPort, OwnershipPort
+from architect.migration.ownership_log import OwnershipLog
+from architect.migration.ports import BasePort, EdgePort, LogPort
 from architect.model.ids import HostName, MigrationId, VmId
 from architect.model.vm_spec import VmSpec
 from architect.wire.migration_messages import Prepare
@@ -124,7 +125,7 @@ class TargetPorts(msgspec.Struct, frozen=True):
     edge: EdgePort
     log: LogPort
     bases: BasePort
-    ownership: OwnershipPort
+    ownership: OwnershipLog
 
 
 class TargetHostPort(Protocol):

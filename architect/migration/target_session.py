@@ -7,6 +7,7 @@ connection nor a cancelled request can stop it between the ownership record and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -14,6 +15,10 @@ import msgspec
 from architect.errors import ArchitectError, ConflictError, HandoverError, InternalError, PeerError, UnavailableError, remote_error
 from architect.migration.found_vm import abort_record, run_record
 from architect.migration.handover_plan import HandoverLimits
+from architect.migration.ports import MIRROR_TUNNEL as MIRROR_TUNNEL
+from architect.migration.ports import POSTCOPY_TUNNEL as POSTCOPY_TUNNEL
+from architect.migration.ports import decided_record
+from architect.migration.steering import steer_until_done
 from architect.migration.target_engine import (
     AbortAsked,
     CutArrived,
@@ -34,10 +39,6 @@ from architect.migration.target_ports import MemoryListener, TargetHostPort, Tar
 from architect.model.ids import HostName
 from architect.runtime.clock import Clock
 from architect.wire.migration_messages import Committed, Cut, Prepare, Spent, TargetStatus
-
-MIRROR_TUNNEL = "mirror"
-POSTCOPY_TUNNEL = "postcopy"
-STEER_ATTEMPTS_MAX = 30
 
 
 class SessionSetting(msgspec.Struct, frozen=True):
@@ -71,7 +72,9 @@ class TargetSession:
         self._spent: list[Spent] = []
         self._heard_at_s = setting.clock.monotonic_s()
         self._claimed = asyncio.Event()
+        self._released = asyncio.Event()
         self._ended = asyncio.Event()
+        self._greeting: asyncio.Task[None] | None = None
         self._table = self._make_table()
 
     @property
@@ -139,15 +142,16 @@ class TargetSession:
 
     async def take_over(self) -> None:
         """Load, verify, claim, resume, fill; or undo. Ends in a terminal step; raises nothing."""
-        greeted: asyncio.Task[None] | None = None
         async with asyncio.TaskGroup() as group:
             while not self._state.step.is_terminal:
+                if self._state.step is TargetStep.UNDO:
+                    await self.stop_greeting()
                 await self._step()
-                if self._state.step in (TargetStep.FILL, TargetStep.RUNNING) and greeted is None:
+                if self._state.step in (TargetStep.FILL, TargetStep.RUNNING) and self._greeting is None:
                     assert self._state.record is not None
                     self._setting.agent.taken_over(self.request.migration, self.request.spec, self._state.record.term)
                     self._claimed.set()
-                    greeted = group.create_task(self._greet())
+                    self._greeting = group.create_task(self._greet())
             self._conclude()
 
     async def abort(self, reason: str) -> None:
@@ -191,11 +195,16 @@ class TargetSession:
         return Committed(state.record.term, self._resume_time_s, tuple(self._spent))
 
     async def release(self) -> None:
-        """The source forwards nothing more."""
+        """The source forwards nothing more; the greeting tells the edge."""
         if not self._state.owns:
             raise ConflictError(self._thing, "was not taken over", "ask how the handover stands")
-        assert self._state.record is not None
-        await self._ports.edge.steer(self._state.record.term, self._setting.address, "")
+        self._released.set()
+
+    async def stop_greeting(self) -> None:
+        """The VM is about to move on: steer nothing for it any more."""
+        if self._greeting is not None:
+            self._greeting.cancel()
+            await asyncio.wait([self._greeting])
 
     async def _step(self) -> None:
         if delay_s := delay_s_of(self._state):
@@ -285,31 +294,33 @@ class TargetSession:
             record = abort_record(request.spec.id, request.term + 1, request.source.name, setting.writer, request.migration)
         else:
             record = run_record(request.spec.id, request.term + 1, setting.host, setting.writer, request.migration)
-        return RecordKnown(await self._ports.ownership.create(record))
+        return RecordKnown(await decided_record(self._ports.ownership, record))
 
     async def _resume(self) -> None:
         self._resume_time_s = await self._ports.machine.resume()
 
     async def _greet(self) -> None:
-        """After the resume, beside everything else: guest and edge learn where the VM is. Failures cost no VM, so they end here."""
-        assert self._state.record is not None
-        term, limits = self._state.record.term, self._setting.limits
-        for attempt in range(STEER_ATTEMPTS_MAX):
-            try:
-                async with asyncio.timeout(limits.call_timeout_s):
-                    await self._ports.flows.set_local()
-                    await self._ports.edge.steer(term, self._setting.address, self.request.source.address)
-                break
-            except ConflictError:
-                break  # a newer term exists: the VM has left
-            except (ArchitectError, TimeoutError):
-                await self._setting.clock.sleep(min(limits.back_off_s * 2.0**attempt, limits.back_off_max_s))
-        for call in (self._ports.machine.sync_clock, lambda: self._ports.machine.run_hook("after-resume")):
-            try:
-                async with asyncio.timeout(limits.hook_timeout_s):
+        """After the resume, beside everything else: edge and guest learn where the VM is. Failures cost no VM, so they end here."""
+        await self._steer(self.request.source.address)
+        for call in (
+            self._ports.flows.set_local,
+            self._ports.machine.sync_clock,
+            lambda: self._ports.machine.run_hook("after-resume"),
+        ):
+            with contextlib.suppress(ArchitectError, TimeoutError):
+                async with asyncio.timeout(self._setting.limits.hook_timeout_s):
                     await call()
-            except (ArchitectError, TimeoutError):
-                continue
+        # The source says when it forwards nothing more; one that cannot say it any more does not forward either.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._setting.limits.silence_max_s):
+                await self._released.wait()
+        await self._steer("")
+
+    async def _steer(self, previous: str) -> None:
+        assert self._state.record is not None
+        setting = self._setting
+        term = self._state.record.term
+        await steer_until_done(self._ports.edge, term, setting.address, previous, setting.clock, setting.limits)
 
     def _conclude(self) -> None:
         state, agent = self._state, self._setting.agent

@@ -1,0 +1,222 @@
+"""The memory process of a simulated VM: copies pages to its peer, answers demands after a post-copy cut, outlives the agent."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from architect.errors import HandoverError, HostError, LostError
+from architect.migration.handover_plan import MemoryCut, MemoryProgress, RoundStats
+from architect.model.ids import MigrationId
+from architect.testing.sim_world import gone
+
+if TYPE_CHECKING:
+    from architect.testing.sim_host import SimHost
+    from architect.testing.sim_machine import SimQemu, SimVm
+
+PAGE_S = 0.0002
+BATCH_PAGES = 16
+
+
+class SimSession:
+    """One session between two memory processes."""
+
+    def __init__(self, migration: MigrationId, target: SimMemory) -> None:
+        self.migration = migration
+        self.target = target
+        self.source: SimMemory | None = None
+        self.unsent: set[int] = set()
+        self.missing: set[int] = set()
+        self.bytes_sent = 0
+        self.cut_root = ""
+        self.has_cut = False
+        self.is_applied = False
+        self.is_dead = False
+        self.paths: dict[tuple[str, str], str] = {}
+
+    def end(self) -> None:
+        """One side has ended it, or died."""
+        self.is_dead = True
+
+
+class SimMemory:
+    """One memory process."""
+
+    def __init__(self, vm: SimVm, host: SimHost, *, is_full: bool) -> None:
+        self.vm = vm
+        self.host = host
+        self.is_alive = True
+        self.ram = list(vm.ram) if is_full else [0] * vm.page_count
+        self.valid = set(range(vm.page_count))
+        self.outgoing: SimSession | None = None
+        self.incoming: SimSession | None = None
+        self._wanted: list[int] = []
+
+    def check(self) -> None:
+        """Raises HostError if the process is dead."""
+        if not self.is_alive:
+            raise gone(f"memory process of {self.vm.id} at {self.host.name}")
+
+    def die(self) -> None:
+        """The process ends; the pages stay with QEMU, the sessions do not."""
+        self.is_alive = False
+        for session in (self.outgoing, self.incoming):
+            if session is not None:
+                session.end()
+
+    def written(self, page: int) -> None:
+        """The guest wrote a page."""
+        if self.outgoing is not None and not self.outgoing.has_cut:
+            self.outgoing.unsent.add(page)
+
+    async def present(self, page: int, qemu: SimQemu) -> bool:
+        """Until a page is valid: a fault. False if the machine ends meanwhile."""
+        while page not in self.valid:
+            if qemu.status.value != "running":
+                return False
+            self._wanted.append(page)
+            await asyncio.sleep(0.002)
+        return True
+
+    def open_target(self, migration: MigrationId) -> None:
+        """Listen for a source."""
+        self.check()
+        self.incoming = SimSession(migration, self)
+
+    async def open_source(self, migration: MigrationId, target: SimMemory | None) -> None:
+        """Join the target's session."""
+        self.check()
+        if target is None or not target.is_alive or target.incoming is None or target.incoming.migration != migration:
+            raise HostError("memory process of the target", "refuses the connection", "try the move again")
+        await self.host.network.wait_passable(self.host.name, target.host.name)
+        self.outgoing = target.incoming
+        self.outgoing.source = self
+        self.outgoing.unsent = set(range(self.vm.page_count))
+
+    async def round(self) -> RoundStats:
+        """Send what is unsent."""
+        session = self._session()
+        begin_s = self.vm.world.loop.now_s
+        pages, session.unsent = sorted(session.unsent), set()
+        left = list(pages)
+        try:
+            while left:
+                batch, left = left[:BATCH_PAGES], left[BATCH_PAGES:]
+                session.unsent.update(batch)
+                await self._ship(session, batch)
+        finally:
+            session.unsent.update(left)
+        duration_s = self.vm.world.loop.now_s - begin_s
+        return RoundStats(len(pages), len(pages) * 4096, max(duration_s, 1e-6), len(session.unsent))
+
+    async def _ship(self, session: SimSession, pages: list[int]) -> None:
+        # A page counts as sent before it is read: a write that comes meanwhile makes it dirty again.
+        session.unsent.difference_update(pages)
+        values = [self.ram[page] for page in pages]
+        try:
+            await asyncio.sleep(PAGE_S * len(pages))
+            await self.host.network.wait_passable(self.host.name, session.target.host.name)
+            self._session()
+        except BaseException:
+            session.unsent.update(pages)
+            raise
+        for page, value in zip(pages, values, strict=True):
+            session.target.ram[page] = value
+        session.bytes_sent += len(pages) * 4096
+
+    def progress(self) -> MemoryProgress:
+        """How far it is."""
+        session = self._session()
+        return MemoryProgress(session.bytes_sent, len(session.unsent))
+
+    async def cut(self, postcopy: bool) -> MemoryCut:
+        """Freeze what the guest has."""
+        session = self._session()
+        if postcopy:
+            session.missing = set(session.unsent)
+            await self._ship(session, [])
+        else:
+            await self.round()
+        session.has_cut = True
+        session.cut_root = self.root()
+        if postcopy:
+            self.vm.world.spawn(self._push(session))
+        return MemoryCut(session.cut_root, len(session.missing), session.bytes_sent)
+
+    def root(self) -> str:
+        """The hash of all pages."""
+        return f"{hash(tuple(self.ram)) & (1 << 64) - 1:016x}"
+
+    async def apply_cut(self, root: str, postcopy: bool) -> None:
+        """Everything sent is in place."""
+        self.check()
+        session = self.incoming
+        if session is None:
+            raise HandoverError(f"vm {self.vm.id}", "no session is open", "try again")
+        while not session.has_cut:
+            if session.is_dead:
+                raise HandoverError(f"vm {self.vm.id}", "the source's memory process is gone", "try again")
+            await asyncio.sleep(0.001)
+        if postcopy:
+            self.valid -= session.missing
+        elif self.root() != root:
+            raise HandoverError(f"vm {self.vm.id}", "its memory here differs from the source's", "report this")
+        session.is_applied = True
+
+    async def wait_all_present(self) -> None:
+        """Until nothing is missing."""
+        session = self.incoming
+        while len(self.valid) < self.vm.page_count:
+            if not self.is_alive or session is None or session.is_dead:
+                raise LostError(f"vm {self.vm.id}", "pages are missing and their source is gone", "restore it")
+            await asyncio.sleep(0.005)
+        self.check()
+
+    async def serve_until_done(self) -> None:
+        """Until the target has all."""
+        session = self._session()
+        while len(session.target.valid) < self.vm.page_count:
+            self._session()
+            await asyncio.sleep(0.005)
+
+    def is_serving(self) -> bool:
+        """Whether a post-copy goes on."""
+        session = self.outgoing
+        return self.is_alive and session is not None and not session.is_dead and bool(session.missing)
+
+    def abort(self) -> None:
+        """End all sessions."""
+        for session in (self.outgoing, self.incoming):
+            if session is not None:
+                session.end()
+        self.outgoing = self.incoming = None
+
+    async def _push(self, session: SimSession) -> None:
+        target = session.target
+        while not session.is_applied:
+            if session.is_dead:
+                return
+            await asyncio.sleep(0.002)
+        while len(target.valid) < self.vm.page_count and not session.is_dead:
+            wanted = target.take_wanted()
+            page = wanted if wanted is not None else min(set(range(self.vm.page_count)) - target.valid)
+            await asyncio.sleep(PAGE_S)
+            await self.host.network.wait_passable(self.host.name, target.host.name)
+            if not session.is_dead and page not in target.valid:
+                target.ram[page] = self.ram[page]
+                target.valid.add(page)
+
+    def take_wanted(self) -> int | None:
+        """The next page that the guest waits for."""
+        while self._wanted:
+            page = self._wanted.pop(0)
+            if page not in self.valid:
+                return page
+        return None
+
+    def _session(self) -> SimSession:
+        self.check()
+        session = self.outgoing
+        if session is None or session.is_dead:
+            raise HostError(f"memory process of {self.vm.id}", "the target's memory process is gone", "try the move again")
+        return session

@@ -1,0 +1,106 @@
+"""What happens in one simulation: moves and faults, drawn from the seed.
+
+A fault strikes at a numbered call of a move (before it is sent, or between its effect and its answer), so that over many seeds
+every await of the handover is hit from both sides.
+"""
+
+from __future__ import annotations
+
+import random
+from enum import StrEnum
+
+import msgspec
+
+from architect.model.handover_state import MigrationMode
+
+HOSTS = ("h1", "h2", "h3")
+CALLS_PER_MOVE = 75
+
+
+class FaultKind(StrEnum):
+    """What goes wrong."""
+
+    KILL_SOURCE_AGENT = "kill-source-agent"
+    KILL_TARGET_AGENT = "kill-target-agent"
+    KILL_CONTROL = "kill-control"
+    KILL_SOURCE_QEMU = "kill-source-qemu"
+    KILL_TARGET_QEMU = "kill-target-qemu"
+    KILL_SOURCE_MEMORY = "kill-source-memory"
+    KILL_TARGET_MEMORY = "kill-target-memory"
+    CUT_NETWORK = "cut-network"
+    RESET_NETWORK = "reset-network"
+    STORE_DEAF = "store-deaf"
+    STORE_DUMB = "store-dumb"
+    EDGE_DEAF = "edge-deaf"
+    EDGE_DUMB = "edge-dumb"
+    SLOW = "slow"
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """One fault: at call `call` of move `move`, in phase `before` or `after` its effect, for `duration_s`."""
+
+    kind: FaultKind
+    move: int
+    call: int
+    phase: str
+    duration_s: float
+    on_source: bool
+
+
+class Move(msgspec.Struct, frozen=True):
+    """One move that the control plane asks for; to the next or the one after the next host."""
+
+    hop: int
+    mode: MigrationMode
+    deadline_s: float | None
+    verify: bool
+
+
+class Scenario(msgspec.Struct, frozen=True):
+    """One simulation."""
+
+    seed: int
+    pages: int
+    blocks: int
+    tick_s: float
+    writes_per_tick: int
+    has_base_everywhere: bool
+    moves: tuple[Move, ...]
+    faults: tuple[Fault, ...]
+
+
+def draw_scenario(seed: int) -> Scenario:
+    """The scenario of a seed. Every eighth has no fault at all."""
+    rng = random.Random(f"scenario {seed}")
+    moves = tuple(_draw_move(rng) for _ in range(rng.randint(1, 3)))
+    fault_count = 0 if seed % 8 == 0 else rng.choice([1, 1, 1, 2, 2, 3])
+    return Scenario(
+        seed=seed,
+        pages=rng.choice([16, 64, 256]),
+        blocks=rng.choice([4, 16, 64]),
+        tick_s=rng.choice([0.005, 0.02, 0.05]),
+        writes_per_tick=rng.choice([1, 4, 12]),
+        has_base_everywhere=rng.random() < 0.7,
+        moves=moves,
+        faults=tuple(_draw_fault(rng, len(moves)) for _ in range(fault_count)),
+    )
+
+
+def _draw_move(rng: random.Random) -> Move:
+    return Move(
+        hop=rng.choice([1, 2]),
+        mode=rng.choice([MigrationMode.AUTO, MigrationMode.PRECOPY, MigrationMode.POSTCOPY]),
+        deadline_s=rng.choice([None, None, 4.0, 10.0, 30.0]),
+        verify=rng.random() < 0.2,
+    )
+
+
+def _draw_fault(rng: random.Random, move_count: int) -> Fault:
+    return Fault(
+        kind=rng.choice(list(FaultKind)),
+        move=rng.randrange(move_count),
+        call=rng.randint(1, CALLS_PER_MOVE),
+        phase=rng.choice(["before", "after"]),
+        duration_s=rng.choice([0.3, 2.0, 8.0, 45.0]),
+        on_source=rng.random() < 0.6,
+    )

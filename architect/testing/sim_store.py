@@ -1,0 +1,139 @@
+"""A simulated ownership log and edge: slow, sometimes deaf, sometimes dumb (the answer is lost after the effect)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import msgspec
+
+from architect.errors import ConflictError, OutcomeUnknownError, UnavailableError
+from architect.migration.ownership_log import check_successor
+from architect.model.ids import VmId
+from architect.model.ownership import OwnershipRecord
+from architect.testing.sim_world import World
+
+ResultT = TypeVar("ResultT")
+
+
+class SimService:
+    """A party that every host calls; `deaf` loses requests, `dumb` loses answers, by the caller's host."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.deaf: set[str] = set()
+        self.dumb: set[str] = set()
+
+    def trouble(self, kind: str, host: str, duration_s: float) -> None:
+        """Be deaf or dumb to a host for a while."""
+        self.world.say(self.name, f"{kind} to {host} for {duration_s:.2f} s")
+        troubled = self.deaf if kind == "deaf" else self.dumb
+        troubled.add(host)
+        self.world.loop.call_later(duration_s, troubled.discard, host)
+
+    async def ask(self, host: str, name: str, effect: Callable[[], ResultT]) -> ResultT:
+        """One call from a host."""
+
+        async def perform() -> ResultT:
+            if host in self.deaf:
+                await asyncio.sleep(self.world.random.choice([0.05, 1.0, 10.0]))
+                raise UnavailableError(self.name, "does not answer", "try again")
+            result = effect()
+            if host in self.dumb:
+                await asyncio.sleep(self.world.random.choice([0.05, 1.0, 10.0]))
+                raise OutcomeUnknownError(self.name, "the connection ended before the answer", "read back")
+            return result
+
+        def run() -> Awaitable[ResultT]:
+            return perform()
+
+        return await self.world.call(name, run, latency_s=(0.001, 0.01), place=self.name)
+
+
+class SimOwnership:
+    """The records, as the store has them."""
+
+    def __init__(self, service: SimService) -> None:
+        self.service = service
+        self.records: dict[VmId, list[OwnershipRecord]] = {}
+
+    def newest(self, vm: VmId) -> OwnershipRecord | None:
+        """The truth."""
+        return self.records[vm][-1] if self.records.get(vm) else None
+
+    def create(self, record: OwnershipRecord) -> OwnershipRecord:
+        """Create unless it exists."""
+        log = self.records.setdefault(record.vm, [])
+        if record.term <= len(log):
+            return log[record.term - 1]
+        check_successor(record, log[-1] if log else None)
+        log.append(record)
+        self.service.world.say("store", f"record {record.term}: {record.kind.value} {record.host}")
+        return record
+
+
+class SimOwnershipPort:
+    """An `OwnershipLog` as one host reaches it."""
+
+    def __init__(self, ownership: SimOwnership, host: str) -> None:
+        self._ownership = ownership
+        self.host = host
+
+    async def create(self, record: OwnershipRecord) -> OwnershipRecord:
+        """As the port says."""
+        name = f"store.create {record.term} {record.kind.value} {record.host}"
+        return await self._ownership.service.ask(self.host, name, lambda: self._ownership.create(record))
+
+    async def latest(self, vm: VmId) -> OwnershipRecord | None:
+        """As the port says."""
+        return await self._ownership.service.ask(self.host, "store.latest", lambda: self._ownership.newest(vm))
+
+    async def read(self, vm: VmId, term: int) -> OwnershipRecord | None:
+        """As the port says."""
+        log = self._ownership.records.get(vm, [])
+        return await self._ownership.service.ask(
+            self.host, f"store.read {term}", lambda: log[term - 1] if 0 < term <= len(log) else None
+        )
+
+
+class EdgeEntry(msgspec.Struct, frozen=True):
+    """Where a VM's packets go."""
+
+    term: int
+    host: str
+    previous: str
+
+
+class SimEdge:
+    """The edge's table."""
+
+    def __init__(self, service: SimService) -> None:
+        self.service = service
+        self.entries: dict[VmId, EdgeEntry] = {}
+
+    def steer(self, vm: VmId, entry: EdgeEntry) -> None:
+        """Change an entry unless its term is old."""
+        if vm in self.entries and entry.term < self.entries[vm].term:
+            raise ConflictError(f"vm {vm}", f"is at term {self.entries[vm].term}", "speak for your own VMs only")
+        self.entries[vm] = entry
+        self.service.world.say("edge", f"{vm} -> {entry.host} (term {entry.term}, previous {entry.previous or 'nobody'})")
+
+
+class SimEdgePort:
+    """An `EdgePort` as one host reaches it."""
+
+    def __init__(self, edge: SimEdge, vm: VmId, host: str) -> None:
+        self._edge = edge
+        self._vm = vm
+        self._host = host
+
+    async def steer(self, term: int, host: str, previous: str) -> None:
+        """As the port says."""
+        entry = EdgeEntry(term, host, previous)
+        await self._edge.service.ask(self._host, f"edge.steer {term} {host}", lambda: self._edge.steer(self._vm, entry))
+
+    async def settle(self) -> None:
+        """As the port says."""
+        await asyncio.sleep(0.005)

@@ -1,0 +1,209 @@
+"""The world of a simulation: one seed, one clock, processes that can be killed, calls that can be cut short, a trace, a judge.
+
+Every port of the simulated hosts goes through `World.call`. The call is numbered, and a fault of the scenario may strike at exactly
+that number: before it is sent, or after it has taken effect and before its answer arrives. What a call does happens in the party
+that is called (QEMU, memory process, store, edge): it goes on when the caller is killed or stops waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from architect.errors import HostError
+from architect.testing.virtual_clock import SimTask, VirtualLoop
+
+ResultT = TypeVar("ResultT")
+TRACE_LINES_MAX = 20_000
+_process: contextvars.ContextVar[SimProcess | None] = contextvars.ContextVar("process", default=None)
+
+
+class ProcessKilledError(BaseException):
+    """The process that runs this has been killed; nothing it does has an effect any more."""
+
+
+class SimProcess:
+    """An agent or the control plane: a tree of tasks that dies at once."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.is_alive = False
+        self._tasks: set[SimTask] = set()
+
+    def start(self, main: Callable[[], Awaitable[None]]) -> None:
+        """Run `main` as this process."""
+        assert not self.is_alive
+        self.is_alive = True
+        self.run(main)
+
+    def run(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run `work` in this process, beside its main."""
+        context = contextvars.copy_context()
+        context.run(_process.set, self)
+        self.world.group.create_task(self._run(work), context=context)
+
+    async def _run(self, main: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await main()
+        except (ProcessKilledError, asyncio.CancelledError):
+            pass
+        except BaseExceptionGroup as errors:
+            if not self.is_alive or errors.subgroup(ProcessKilledError) is not None:
+                return
+            self.world.judge.blame(f"{self.name} crashed: {_leaf(errors)!r}")
+            self.kill("crashed by a defect")
+
+    def adopt(self, task: SimTask) -> None:
+        """A task that was started by this process."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def kill(self, why: str) -> None:
+        """`kill -9`: no cleanup of it has an effect."""
+        if not self.is_alive:
+            return
+        self.world.say(self.name, f"killed ({why})")
+        self.is_alive = False
+        for task in sorted(self._tasks, key=lambda task: task.serial):
+            task.cancel()
+
+    def check_alive(self) -> None:
+        """Raises ProcessKilledError in a dead process."""
+        if not self.is_alive:
+            raise ProcessKilledError
+
+
+class Judge:
+    """Collects what must not happen, and what happened that excuses a lost VM."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.violations: list[str] = []
+        self.excuses: list[str] = []
+
+    def blame(self, text: str) -> None:
+        """An invariant does not hold."""
+        if text not in self.violations and len(self.violations) < 20:
+            self._world.say("JUDGE", f"VIOLATION: {text}")
+            self.violations.append(text)
+
+    def excuse(self, text: str) -> None:
+        """A machine's process was killed: its VM may be lost."""
+        self.excuses.append(text)
+
+
+class World:
+    """Everything that the simulated parties share."""
+
+    def __init__(self, loop: VirtualLoop, seed: int, group: asyncio.TaskGroup) -> None:
+        self.loop = loop
+        self.seed = seed
+        self.group = group
+        self.random = random.Random(seed)
+        self.trace: list[str] = []
+        self.judge = Judge(self)
+        self.call_count = 0
+        self.on_call: Callable[[int, str, SimProcess | None, str], None] = lambda number, phase, process, name: None
+        self.slowness: dict[str, float] = {}
+        loop.task_hook = self._adopt
+
+    def say(self, who: str, text: str) -> None:
+        """A line of the trace."""
+        if len(self.trace) < TRACE_LINES_MAX:
+            self.trace.append(f"{self.loop.now_s - 1000:10.4f}  {who:<14} {text}")
+
+    def spawn(self, work: Awaitable[ResultT]) -> asyncio.Task[ResultT]:
+        """Run `work` outside of all processes."""
+        context = contextvars.copy_context()
+        context.run(_process.set, None)
+
+        async def run() -> ResultT:
+            return await work
+
+        return asyncio.get_running_loop().create_task(run(), context=context)
+
+    def delay_s(self, low_s: float, high_s: float, place: str = "") -> float:
+        """A random latency, longer where the scenario says so."""
+        return self.random.uniform(low_s, high_s) * self.slowness.get(place, 1.0)
+
+    async def call(
+        self,
+        name: str,
+        effect: Callable[[], Awaitable[ResultT]],
+        latency_s: tuple[float, float] = (0.0002, 0.002),
+        place: str = "",
+        stops: bool = False,
+    ) -> ResultT:
+        """Perform `effect` in the called party, on behalf of the current process.
+
+        :param stops: the effect ends when the caller stops waiting (long ones that only wait, or copy).
+        """
+        process = _process.get()
+        self.call_count += 1
+        number = self.call_count
+        if process is not None:
+            process.check_alive()
+        self.say(process.name if process else "-", f"#{number} {name}")
+        self.on_call(number, "before", process, name)
+        if process is not None:
+            process.check_alive()
+        task = self.spawn(self._perform(number, process, name, effect, latency_s, place))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if stops and (process is None or process.is_alive):
+                task.cancel()
+            task.add_done_callback(_seen)
+            raise
+
+    async def _perform(
+        self,
+        number: int,
+        process: SimProcess | None,
+        name: str,
+        effect: Callable[[], Awaitable[ResultT]],
+        latency_s: tuple[float, float],
+        place: str,
+    ) -> ResultT:
+        await asyncio.sleep(self.delay_s(*latency_s, place) / 2)
+        try:
+            result = await effect()
+        except BaseException as error:
+            if not isinstance(error, asyncio.CancelledError):
+                self.say(process.name if process else "-", f"#{number} {name} -> {type(error).__name__}: {error}")
+            raise
+        self.on_call(number, "after", process, name)
+        await asyncio.sleep(self.delay_s(*latency_s, place) / 2)
+        return result
+
+    def _adopt(self, task: SimTask, context: contextvars.Context) -> None:
+        process = context.get(_process)
+        if process is not None:
+            process.adopt(task)
+
+
+def current_process() -> SimProcess:
+    """The process that runs this."""
+    process = _process.get()
+    assert process is not None
+    return process
+
+
+def gone(what: str) -> HostError:
+    """The error of a call to a party that is dead."""
+    return HostError(what, "the process has died", "see the events of the host")
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
+def _leaf(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -102,9 +102,6 @@ class Host:
         await self.memory.close()
         await asyncio.to_thread(wait_gone, self.memory.pid)
 
-    async def source_options(self, port: int, session: str, streams: int = 2, **more: float) -> SourceOptions:
-        return SourceOptions(session, ADDRESS, port, san_name("agent:beta"), streams, **more)  # type: ignore[arg-type]
-
 
 def wait_gone(pid: int) -> None:
     """Wait until a process has ended (its parent may not have seen it yet)."""
@@ -133,6 +130,10 @@ class Rig:
     def options(self, name: str, *, tls: str = "") -> MemoryOptions:
         command = ("ip", "netns", "exec", self.namespace, sys.executable, "-m", "architect.silo.memory_main")
         return MemoryOptions(self.folder / name, self.folder / f"tls-{tls or name}", self.ram_bytes, 0.0, command)
+
+    def source_options(self, port: int, session: str, streams: int = 2, reconnect_s: float = 20.0) -> SourceOptions:
+        """Where to send to: a target with the certificate of beta."""
+        return SourceOptions(session, ADDRESS, port, san_name("agent:beta"), streams, reconnect_s=reconnect_s)
 
     async def host(self, name: str, role: MemoryRole, *, tls: str = "") -> Host:
         """Start a memory process and a guest on it."""
@@ -181,7 +182,7 @@ async def pair(made: Rig, streams: int = 2, fill: int = 70) -> AsyncIterator[tup
 async def connect(source: Host, target: Host, streams: int = 2, session: str = "secret-1") -> None:
     """Open both ends of a move."""
     endpoint = await target.memory.open_target(session, ADDRESS)
-    await source.memory.open_source(await source.source_options(endpoint.port, session, streams))
+    await source.memory.open_source(source.rig.source_options(endpoint.port, session, streams))
 
 
 async def cut_over(source: Host, target: Host, *, postcopy: bool) -> Cut:

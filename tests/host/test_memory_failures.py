@@ -68,15 +68,15 @@ def test_garbage_on_the_data_port_is_refused_with_a_line_each_and_harms_no_move(
         source.guest.run(100, 0)
         target = await made.host("beta", MemoryRole.INCOMING)
         endpoint = await target.memory.open_target("secret-1", ADDRESS)
-        options = await source.source_options(endpoint.port, "wrong-secret")
+        options = made.source_options(endpoint.port, "wrong-secret")
         with pytest.raises(UnavailableError, match="unknown session"):
             await source.memory.open_source(options)
         make_ca(made.folder / "strange-ca")
         make_certificate(made.folder / "strange-ca", made.folder / "tls-strange", "agent:alpha")
         stranger = await made.host("strange", MemoryRole.FRESH)
         with pytest.raises(UnavailableError):
-            await stranger.memory.open_source(await source.source_options(endpoint.port, "secret-1"))
-        await source.memory.open_source(await source.source_options(endpoint.port, "secret-1"))
+            await stranger.memory.open_source(made.source_options(endpoint.port, "secret-1"))
+        await source.memory.open_source(made.source_options(endpoint.port, "secret-1"))
         command = ["ip", "netns", "exec", made.namespace, sys.executable, "-c", _GARBAGE, str(endpoint.port)]
         await asyncio.to_thread(subprocess.run, [*command, str(made.folder / "tls-alpha")], check=True, timeout=60)
         log = (target.run_dir / "memory.log").read_text()
@@ -142,7 +142,7 @@ def test_a_memory_process_killed_in_postcopy_is_restarted_and_the_guest_goes_on(
             if who != "target":
                 endpoint_port = await _data_port(target)
                 await source.restart_memory()
-                await source.memory.open_source(await source.source_options(endpoint_port, "secret-1"), resume=True)
+                await source.memory.open_source(made.source_options(endpoint_port, "secret-1"), resume=True)
             await asyncio.sleep(0.1)
             served = await source.memory.serve_until_done(60)
             applied = await target.memory.wait_all_present(60)
@@ -200,7 +200,7 @@ def test_a_target_that_never_comes_back_in_postcopy_is_reported_as_lost() -> Non
             await source.memory.abort_source()
             await target.memory.abort_target()
             endpoint = await target.memory.open_target("secret-1", ADDRESS)
-            await source.memory.open_source(await source.source_options(endpoint.port, "secret-1", reconnect_s=1.0))
+            await source.memory.open_source(made.source_options(endpoint.port, "secret-1", reconnect_s=1.0))
             source.guest.run(0, 3000)
             await cut_over(source, target, postcopy=True)
             await target.kill_memory()

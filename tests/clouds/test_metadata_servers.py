@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from architect.clouds.aws.imds import ImdsReader
 from architect.clouds.local.metadata_aws import AwsMetadata
 from architect.clouds.local.metadata_azure import AzureMetadata
 from architect.clouds.local.notice_board import NoticeBoard
@@ -57,17 +58,19 @@ def test_aws_shows_the_notice_in_whole_seconds_that_are_never_late() -> None:
     asyncio.run(test())
 
 
-def test_aws_forgets_tokens_and_a_watcher_takes_a_new_one() -> None:
+def test_aws_forgets_tokens_and_a_reader_takes_a_new_one_at_once() -> None:
     async def test() -> None:
         notices = board()
         server = AwsMetadata(notices, SystemClock())
         async with serving_application(server.application()) as url:
-            source = watcher("aws", url)
-            assert await first_of(source) is None
-            server.forget_tokens()
-            notices.post(posted())
-            assert await first_of(source) is not None
-            assert source.health.failures == 0
+            reader = ImdsReader(url, SystemClock())
+            try:
+                assert (await reader.read()).sighting is None
+                server.forget_tokens()
+                notices.post(posted())
+                assert (await reader.read()).sighting is not None, "no look fails for want of a token"
+            finally:
+                await reader.close()
 
     asyncio.run(test())
 

@@ -311,7 +311,7 @@ def test_what_cannot_get_ready_is_named_and_nothing_is_left(machine_namespace: M
 
 
 def test_a_state_folder_may_have_a_long_name(machine_namespace: Machine, state_dir: Path) -> None:
-    fabric = Fabric(machine_namespace, state_dir / "a folder with a long name, " * 4)
+    fabric = Fabric(machine_namespace, state_dir / ("a folder with a long name, " * 4).strip())
     try:
         fabric.up(1)
         assert fabric.names() == ["aws-1"]

@@ -179,8 +179,16 @@ async def _capture(options: TemplateOptions, key: str, work: Path) -> None:
         template = Template(key, "", options.spec.memory_bytes, filled_bytes, len(state), machine.qemu_version)
         (work / "template.json").write_bytes(msgspec.json.encode(template))
         shutil.rmtree(run_dir)
+        await asyncio.to_thread(_write_through, work)
     finally:
         os.close(ram)
+
+
+def _write_through(folder: Path) -> None:
+    """Bring a template to the disk before it gets its name: after a crash of the host, what has the name is whole."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 async def _ignore(record: LogRecord) -> None:

@@ -13,8 +13,10 @@ from architect.drafter.disk_export import start_frozen_export, stop_frozen_expor
 from architect.drafter.disk_mirror import DiskMirror
 from architect.errors import HostError
 from architect.migration.handover_plan import MemoryCut, MemoryProgress, MirrorProgress, RoundStats
+from architect.migration.source_actions import MIRROR_TUNNEL, POSTCOPY_TUNNEL
 from architect.model.ids import MigrationId
 from architect.silo import memory_messages as m
+from architect.silo.memory_client import MemoryProcess
 
 QUIET_POLL_S = 0.01
 
@@ -101,7 +103,9 @@ class SourceMemory:
 
     async def open_source(self, session: MigrationId, address: str, port: int, server_name: str, streams: int) -> None:
         """As the port says."""
-        await parts_of(self._vm).memory.open_source(m.SourceOptions(session, address, port, server_name, streams))
+        memory = parts_of(self._vm).memory
+        await close_tunnels(memory)
+        await memory.open_source(m.SourceOptions(session, address, port, server_name, streams))
 
     async def bulk(self) -> RoundStats:
         """As the port says."""
@@ -141,13 +145,11 @@ class SourceMemory:
     async def tunnel_listen(self, name: str) -> str:
         """As the port says."""
         path = str(self._vm.folder.memory / f"{name}.sock")
-        await parts_of(self._vm).memory.tunnel_close(name)  # of an earlier move
         await parts_of(self._vm).memory.tunnel_listen(name, path)
         return path
 
     async def tunnel_connect(self, name: str, path: str) -> None:
         """As the port says."""
-        await parts_of(self._vm).memory.tunnel_close(name)  # of an earlier move
         await parts_of(self._vm).memory.tunnel_connect(name, path)
 
 
@@ -187,6 +189,12 @@ class SourceFlows:
             if now_s >= deadline_s:
                 raise HostError(f"tunnel of VM {self._vni}", f"packets still come after {timeout_s:g} s", "see the edge")
             await asyncio.sleep(QUIET_POLL_S)
+
+
+async def close_tunnels(memory: MemoryProcess) -> None:
+    """Close the tunnels of an earlier move."""
+    for name in (MIRROR_TUNNEL, POSTCOPY_TUNNEL):
+        await memory.tunnel_close(name)
 
 
 def _stats(stats: m.RoundStats) -> RoundStats:

@@ -10,13 +10,14 @@ import socket
 from architect.agent.host import Host
 from architect.agent.hosted_vm import HostedVm
 from architect.agent.move_shared import connect_unix
-from architect.agent.move_source import parts_of
+from architect.agent.move_source import close_tunnels, parts_of
 from architect.agent.vm_parts import start_incoming
 from architect.conduit.layout import PortState
 from architect.drafter.disk_export import start_incoming_export, stop_incoming_export
 from architect.drafter.disk_postcopy import attach_remote, complete_stream, start_stream
 from architect.drafter.overlay import create_overlay
 from architect.errors import ArchitectError, LostError
+from architect.migration.source_actions import POSTCOPY_TUNNEL
 from architect.migration.target_ports import MemoryListener
 from architect.model.ids import MigrationId
 from architect.model.vm_spec import VmSpec
@@ -104,7 +105,11 @@ class TargetMemory:
     async def open_target(self, session: MigrationId) -> MemoryListener:
         """As the port says."""
         address = self._host.config.address
-        endpoint = await parts_of(self._vm).memory.open_target(session, address)
+        memory = parts_of(self._vm).memory
+        endpoint = await memory.open_target(session, address)
+        await close_tunnels(memory)
+        # The source offers its disk while it cuts, before it tells us so: whoever dials must find the tunnel.
+        await self.tunnel_listen(POSTCOPY_TUNNEL)
         return MemoryListener(address, endpoint.port, self._host.server_name)
 
     async def apply_cut(self, root: str, postcopy: bool) -> None:
@@ -128,13 +133,11 @@ class TargetMemory:
     async def tunnel_listen(self, name: str) -> str:
         """As the port says."""
         path = str(self._vm.folder.memory / f"{name}.sock")
-        await parts_of(self._vm).memory.tunnel_close(name)  # of an earlier move
         await parts_of(self._vm).memory.tunnel_listen(name, path)
         return path
 
     async def tunnel_connect(self, name: str, path: str) -> None:
         """As the port says."""
-        await parts_of(self._vm).memory.tunnel_close(name)  # of an earlier move
         await parts_of(self._vm).memory.tunnel_connect(name, path)
 
 

@@ -1,0 +1,134 @@
+"""A real fabric for tests: `architect` as a user has it, on a machine that is a network namespace."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from architect.runtime.processes import ProcessIdentity, command_line, processes_where
+from tests.machine import Machine, machine
+
+ARCHITECT = Path(sys.executable).parent / "architect"
+PATIENCE_S = 90.0
+ResultT = TypeVar("ResultT")
+
+
+class CommandFailedError(AssertionError):
+    """A command that was to go well did not."""
+
+
+class FabricRig:
+    """One fabric, used through its command line."""
+
+    def __init__(self, place: Machine, state_dir: Path) -> None:
+        self.machine = place
+        self.state_dir = state_dir
+        self.edge = ""
+        self.outside = ""
+
+    def command(self, *words: str, timeout_s: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
+        """Run `architect WORDS` on the machine, whatever comes of it."""
+        call = [str(ARCHITECT), "--state-dir", str(self.state_dir), *words]
+        return self.machine.run(lambda: subprocess.run(call, capture_output=True, text=True, timeout=timeout_s, check=False))
+
+    def json(self, *words: str, timeout_s: float = PATIENCE_S) -> Any:
+        """The document that a command prints."""
+        done = self.command("--json", *words, timeout_s=timeout_s)
+        if done.returncode:
+            raise CommandFailedError(f"architect {' '.join(words)}: {done.returncode}: {done.stderr}\n{self.logs()}")
+        return json.loads(done.stdout)
+
+    def up(self, hosts: int = 3) -> None:
+        """`architect up`."""
+        fabric = self.json("up", "--hosts", str(hosts), timeout_s=300)
+        self.edge, self.outside = fabric["edge"]["addresses"][0], fabric["outside"]["address"]
+
+    def run(self, image: str, name: str, *words: str) -> Any:
+        """`architect run`, and the VM."""
+        options, separator, command = (words, (), ()) if "--" not in words else _split(words)
+        return self.json("run", image, "--name", name, *options, *separator, *command, timeout_s=180)
+
+    def remove(self, name: str) -> None:
+        """`architect rm --force`."""
+        self.json("rm", "--force", name)
+
+    def inspect(self, name: str) -> Any:
+        """`architect inspect`."""
+        return self.json("inspect", name)
+
+    def log(self, name: str) -> str:
+        """`architect logs`."""
+        return self.command("logs", name).stdout
+
+    def wait(self, what: str, holds: Callable[[], bool], limit_s: float = PATIENCE_S) -> None:
+        """Until it holds; fails with the fabric's logs if it does not."""
+        end_s = time.monotonic() + limit_s
+        while not holds():
+            if time.monotonic() > end_s:
+                raise CommandFailedError(f"not within {limit_s} s: {what}\n{self.command('ps').stdout}\n{self.logs()}")
+            time.sleep(0.2)
+
+    def connect(self, port: int) -> socket.socket:
+        """A TCP connection from the machine to a published port, once somebody listens there."""
+        end_s = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return self.machine.run(lambda: socket.create_connection((self.edge, port), timeout=20))
+            except ConnectionRefusedError:
+                if time.monotonic() > end_s:
+                    raise
+                time.sleep(0.2)
+
+    def processes(self, *words: str) -> list[ProcessIdentity]:
+        """The fabric's processes whose command line has all these words."""
+        own = str(self.state_dir)
+
+        def fits(process: ProcessIdentity) -> bool:
+            line = " ".join(command_line(process))
+            return own in line and all(word in line for word in words)
+
+        return processes_where(fits)
+
+    def kill(self, *words: str) -> int:
+        """`kill -9` of the one process whose command line has these words; its pid."""
+        (process,) = self.processes(*words)
+        os.kill(process.pid, signal.SIGKILL)
+        return process.pid
+
+    def logs(self) -> str:
+        """The last words of all the fabric's processes."""
+        parts = []
+        for path in sorted((self.state_dir / "logs").glob("*.log")):
+            lines = path.read_text(errors="replace").splitlines()[-12:]
+            parts.append(f"--- {path.name}\n" + "\n".join(lines))
+        return "\n".join(parts)
+
+
+def _split(words: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    at = words.index("--")
+    return words[:at], ("--",), words[at + 1 :]
+
+
+@contextlib.contextmanager
+def fabric(hosts: int = 3) -> Iterator[FabricRig]:
+    """A fabric for the length of a block; afterwards nothing of it is left."""
+    state_dir = Path(tempfile.mkdtemp(prefix="arc", dir="/tmp"))
+    with machine() as place:
+        rig = FabricRig(place, state_dir)
+        try:
+            rig.up(hosts)
+            yield rig
+        finally:
+            rig.command("down")
+            shutil.rmtree(state_dir, ignore_errors=True)

@@ -80,6 +80,7 @@ async def ensure_template(options: TemplateOptions, cache_dir: Path) -> Template
         work = Path(tempfile.mkdtemp(prefix=".template-", dir=cache_dir))
         try:
             await _capture(options, key, work)
+            shutil.rmtree(cache_dir / f"template-{key}", ignore_errors=True)  # a damaged one
             work.rename(cache_dir / f"template-{key}")
         except OSError as error:
             raise HostError(f"template {key}", str(error), f"see that {cache_dir} has space") from error

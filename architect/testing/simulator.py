@@ -179,6 +179,7 @@ class Simulation:
         if agent is None or not agent.is_listening:
             raise ArchitectError(f"host {host.name}", "does not answer", "ask again")
         answer: asyncio.Future[MigrationReport] = self.loop.create_future()
+        answer.add_done_callback(lambda done: done.exception())  # a control plane that has died does not look at it
 
         async def serve() -> None:
             try:

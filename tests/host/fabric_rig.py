@@ -100,11 +100,17 @@ class FabricRig:
 
         return processes_where(fits)
 
+    def machine_processes(self, vm: str) -> list[ProcessIdentity]:
+        """The VM's QEMU, on whichever host: its command line names the VM, and no path."""
+        return processes_where(lambda process: any(vm in part for part in command_line(process)[:8]) and _is_qemu(process))
+
     def kill(self, *words: str) -> int:
-        """`kill -9` of the one process whose command line has these words; its pid."""
-        (process,) = self.processes(*words)
-        os.kill(process.pid, signal.SIGKILL)
-        return process.pid
+        """`kill -9` of the one process of ours whose command line has these words; its pid."""
+        return _kill(self.processes(*words))
+
+    def kill_machine(self, vm: str) -> int:
+        """`kill -9` of the VM's QEMU; its pid."""
+        return _kill(self.machine_processes(vm))
 
     def logs(self) -> str:
         """The last words of all the fabric's processes."""
@@ -113,6 +119,16 @@ class FabricRig:
             lines = path.read_text(errors="replace").splitlines()[-12:]
             parts.append(f"--- {path.name}\n" + "\n".join(lines))
         return "\n".join(parts)
+
+
+def _is_qemu(process: ProcessIdentity) -> bool:
+    return "qemu-system" in " ".join(command_line(process)[:1])
+
+
+def _kill(found: list[ProcessIdentity]) -> int:
+    (process,) = found
+    os.kill(process.pid, signal.SIGKILL)
+    return process.pid
 
 
 def _split(words: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:

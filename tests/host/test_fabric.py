@@ -118,11 +118,11 @@ def test_a_killed_agent_finds_its_vms_and_a_killed_control_plane_its_fabric(rig:
 
 def test_a_vm_whose_qemu_is_killed_is_reported_lost_with_its_reason(rig: FabricRig, busybox: str) -> None:
     vm = rig.run(busybox, "doomed", "--host", "azure-1", *TICKS)
-    rig.kill("qemu-system", vm["id"])
+    rig.kill_machine(vm["id"])
     rig.wait("it is lost", lambda: rig.inspect("doomed")["state"] == "lost")
     assert "QEMU" in rig.inspect("doomed")["reason"]
     rig.remove("doomed")
-    rig.wait("nothing of it is left", lambda: not rig.processes(vm["id"]))
+    rig.wait("nothing of it is left", lambda: not rig.processes(vm["id"]) and not rig.machine_processes(vm["id"]))
 
 
 def test_bad_requests_are_one_line_with_the_next_step(rig: FabricRig, busybox: str, tmp_path: Path) -> None:

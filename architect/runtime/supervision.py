@@ -114,9 +114,8 @@ class KeptProcess:
             begin_s = self._clock.monotonic_s()
             try:
                 if self._running is None:
-                    running = await self._start()
-                    self._running = running
-                    self._started(running.identity)
+                    self._running = await self._start()
+                    self._tell(self._running.identity)
                 status = await self._running.wait()
                 self.last_end = _describe(status)
             except ArchitectError as error:
@@ -127,6 +126,13 @@ class KeptProcess:
             pause_s = self._backoff.pause_s(max(self.failures - 1, 0))
             _log.warning("%s %s after %.1f s; started again in %.1f s", self.name, self.last_end, lived_s, pause_s)
             await self._clock.sleep(pause_s)
+
+    def _tell(self, process: ProcessIdentity) -> None:
+        """A record that cannot be written (a full disk) is no reason to start the process twice."""
+        try:
+            self._started(process)
+        except ArchitectError as error:
+            _log.warning("%s runs, but that cannot be recorded: %s", self.name, error)
 
 
 def _describe(status: int | None) -> str:

@@ -103,6 +103,30 @@ def test_a_process_that_cannot_start_is_tried_again() -> None:
     assert "is missing" in kept.last_end
 
 
+def test_a_start_that_cannot_be_recorded_is_a_start_all_the_same() -> None:
+    clock = FakeClock()
+    begun: list[int] = []
+
+    async def start() -> Running:
+        begun.append(1)
+        return FakeProcess(1, clock, float("inf"))
+
+    def full(process: ProcessIdentity) -> None:
+        raise HostError("state folder", "no space left", "make room")
+
+    async def run() -> None:
+        kept = KeptProcess("test", start, full, clock)
+        task = asyncio.create_task(kept.run())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert kept.identity == ProcessIdentity(1, 1)
+        task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(run())
+    assert begun == [1] and clock.slept == []
+
+
 def test_an_adopted_process_is_not_started_but_kept() -> None:
     _, clock, told = keep([], adopted=30.0)
     assert told == [1] and clock.slept == [0.1]

@@ -151,7 +151,7 @@ async def status(state_dir: Path) -> dict[str, Any]:
 @contextlib.asynccontextmanager
 async def _supervisor(folder: StateFolder) -> AsyncIterator[Channel]:
     """A connection to the supervisor, for the length of the block."""
-    if not folder.local_socket.exists():
+    if not os.path.exists(folder.local_socket):  # Path.exists would raise where we may not look
         raise UnavailableError(f"fabric in {folder.root}", "does not run", "start it with `architect up`")
     with short_socket_path(folder.local_socket) as path:
         channel = await open_channel(path, say.LocalMessage, None, f"supervisor of {folder.root}")

@@ -7,6 +7,7 @@ are the agent's. While it runs nobody else may pause, resume, checkpoint or dest
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 import msgspec
@@ -32,6 +33,7 @@ from architect.migration.source_steps import TOLERATED, WATCHED, Action, Effect,
 from architect.runtime.clock import Clock, Entropy
 from architect.wire.agent_messages import MigrationReport
 
+PROGRESS_INTERVAL_S = 0.5
 OnReport = Callable[[MigrationReport], None]
 
 
@@ -105,7 +107,7 @@ class HandoverDriver:
             async with asyncio.timeout(self._plan.limits.cleanup_timeout_s):
                 await self._drive(actions, link)
         except TimeoutError:
-            pass  # the agent's next start undoes the rest
+            return  # the agent's next start undoes the rest
 
     async def _perform_step(self, actions: SourceActions, link: PeerLink) -> SourceEvent:
         """Perform the step's actions side by side; the first failure stops the others."""
@@ -117,12 +119,14 @@ class HandoverDriver:
 
         try:
             async with asyncio.TaskGroup() as outer:
-                watcher = outer.create_task(link.watch()) if state.step in WATCHED else None
+                beside = [outer.create_task(link.watch())] if state.step in WATCHED else []
+                if state.step is SourceStep.BULK:
+                    beside.append(outer.create_task(self._tell_progress()))
                 async with asyncio.TaskGroup() as group:
                     for action in actions_of(state):
                         group.create_task(one(action))
-                if watcher is not None:
-                    watcher.cancel()
+                for task in beside:
+                    task.cancel()
         except BaseExceptionGroup as errors:
             return _failure(errors)
         for event in results:
@@ -131,6 +135,17 @@ class HandoverDriver:
             if event is not None:
                 return event
         return Performed()
+
+    async def _tell_progress(self) -> None:
+        """Report how far the long first copy is, until cancelled. That nobody can say is no failure of the move."""
+        while True:
+            await self._clock.sleep(PROGRESS_INTERVAL_S)
+            with contextlib.suppress(ArchitectError, TimeoutError):
+                async with asyncio.timeout(self._plan.limits.call_timeout_s):
+                    progress = await self._handover.ports.memory.progress()
+                self._figures.pages_left = progress.pages_left
+                self._figures.memory_bytes = max(self._figures.memory_bytes, progress.bytes_sent)
+                self._on_report(self._figures.report(self._state))
 
     async def _perform(self, actions: SourceActions, action: Action, state: SourceState) -> SourceEvent | None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from architect.errors import ArchitectError, HandoverError, LostError, UnavailableError
@@ -54,6 +55,7 @@ class SourceActions:
         self._base_bytes = 0
         self._started: Started | None = None
         self._mirror: MirrorProgress | None = None
+        self._round_bytes = 0
         self._log_sent = 0
         self._device_state = b""
         self._cut: MemoryCut | None = None
@@ -126,7 +128,7 @@ class SourceActions:
             Action.SEND_CUT: self._send_cut,
             Action.WRITE_ABORT: self._write_abort,
             Action.WAIT_QUIET: lambda _: flows.wait_quiet(limits.quiet_timeout_s),
-            Action.SERVE_MEMORY: lambda _: memory.serve_until_done(),
+            Action.SERVE_MEMORY: self._serve_memory,
             Action.AWAIT_FILLED: lambda _: self._status(AwaitFilled(self._plan.migration), limits.fill_timeout_s),
             Action.ASK_STATUS: self._ask_status,
             Action.RELEASE: self._release,
@@ -197,7 +199,8 @@ class SourceActions:
         return self._measured(await self._ports.memory.round())
 
     def _measured(self, stats: RoundStats, is_overdue: bool = False) -> Measured:
-        self._figures.memory_bytes += stats.bytes
+        self._round_bytes += stats.bytes
+        self._figures.memory_bytes = max(self._figures.memory_bytes, self._round_bytes)
         self._figures.pages_left = stats.dirty_after
         return Measured(stats, self._mirror, is_overdue)
 
@@ -276,6 +279,11 @@ class SourceActions:
         plan = self._plan
         record = abort_record(plan.vm, plan.term + 1, plan.host, self._writer, plan.migration)
         return RecordKnown(await decided_record(self._ports.ownership, record))
+
+    async def _serve_memory(self, _: SourceState) -> None:
+        await self._ports.memory.serve_until_done()
+        with contextlib.suppress(ArchitectError):
+            self._figures.memory_bytes = max(self._figures.memory_bytes, (await self._ports.memory.progress()).bytes_sent)
 
     async def _status(self, question: AwaitFilled | AskStatus, timeout_s: float) -> SourceEvent:
         status = await self._link.ask(question, TargetStatus, timeout_s=timeout_s)

@@ -14,6 +14,7 @@ import msgspec
 
 from architect.errors import ArchitectError, NotFoundError
 from architect.migration import HandoverLimits
+from architect.migration.handover_driver import OnReport
 from architect.model.handover_state import HandoverState
 from architect.model.ids import HostName, MigrationId, VmId, Vni
 from architect.model.image import BaseDiskRef, ProcessConfig
@@ -77,8 +78,8 @@ class Simulation:
         """Everything, from the start of the hosts to the verdict."""
         try:
             async with asyncio.TaskGroup() as group:
-                self._build(group)
-                await self._play()
+                self.build(group)
+                await self.play()
                 raise _OverError
         except* _OverError:
             pass
@@ -94,7 +95,8 @@ class Simulation:
             tuple(self.world.trace),
         )
 
-    def _build(self, group: asyncio.TaskGroup) -> None:
+    def build(self, group: asyncio.TaskGroup) -> None:
+        """Hosts, network, store, edge, the VM: nothing runs yet."""
         scenario = self.scenario
         self.world = World(self.loop, scenario.seed, group)
         self.network = SimNetwork(self.world)
@@ -116,7 +118,8 @@ class Simulation:
         self.control = SimProcess(self.world, "control")
         self.faults = FaultPlayer(self)
 
-    async def _play(self) -> None:
+    async def start(self) -> None:
+        """The VM runs on the first host, and every agent listens."""
         self.ownership.create(OwnershipRecord(VM, 1, RecordKind.RUN, HostName(HOSTS[0]), "creator"))
         self.hosts[HOSTS[0]].create(self.vm)
         self.edge.steer(VM, EdgeEntry(1, HOSTS[0], ""))
@@ -126,6 +129,10 @@ class Simulation:
             self._sabotage(self)
         self.world.spawn(self.client.run())
         await asyncio.sleep(0.1)
+
+    async def play(self) -> None:
+        """The scenario, to its end and the judgement."""
+        await self.start()
         self.done = asyncio.Event()
         self.start_control()
         try:
@@ -173,7 +180,7 @@ class Simulation:
             self._judge_report(report)
             return
 
-    async def ask_agent(self, host: SimHost, request: MigrateVm) -> MigrationReport:
+    async def ask_agent(self, host: SimHost, request: MigrateVm, on_report: OnReport | None = None) -> MigrationReport:
         """A request of the control plane, carried out in the agent's process."""
         agent = host.agent
         if agent is None or not agent.is_listening:
@@ -183,7 +190,7 @@ class Simulation:
 
         async def serve() -> None:
             try:
-                report = await agent.source.migrate(request)
+                report = await agent.source.migrate(request, on_report)
                 if not answer.done():
                     answer.set_result(report)
             except ArchitectError as error:

@@ -1,0 +1,174 @@
+"""Both services together, over real channels in a simulated fabric without faults: who may ask what, and what is reported."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import pytest
+
+from architect.errors import ArchitectError, ConflictError, IncompatibleError, NotFoundError, PeerError
+from architect.migration import HandoverSource, HandoverTarget, error_of_report
+from architect.model.handover_state import HandoverState, MigrationMode
+from architect.model.ids import HostName, MigrationId
+from architect.testing.sim_scenario import draw_scenario
+from architect.testing.simulator import VM, Simulation
+from architect.testing.virtual_clock import VirtualLoop, run_virtual
+from architect.wire.agent_messages import MigrateVm, MigrationReport
+from architect.wire.framing import PROTOCOL_VERSION
+from architect.wire.migration_messages import Alive, AskStatus, PeerHello, PeerWelcome
+
+QUIET = msgspec.structs.replace(draw_scenario(8), faults=(), moves=(), has_base_everywhere=False)
+
+
+class Fabric(Simulation):
+    """A simulation that plays a test instead of a scenario."""
+
+    def __init__(self, loop: VirtualLoop, test: Callable[[Fabric], Awaitable[None]]) -> None:
+        super().__init__(loop, QUIET, None)
+        self._test = test
+        self.was_played = False
+
+    async def play(self) -> None:
+        await self.start()
+        await self._test(self)
+        self.was_played = True
+
+    def source(self, name: str = "h1") -> HandoverSource:
+        agent = self.hosts[name].agent
+        assert agent is not None
+        return agent.source
+
+    def target(self, name: str = "h2") -> HandoverTarget:
+        agent = self.hosts[name].agent
+        assert agent is not None
+        return agent.target
+
+    def request(
+        self, number: int = 1, target: str = "h2", mode: MigrationMode = MigrationMode.AUTO, verify: bool = False
+    ) -> MigrateVm:
+        return MigrateVm(MigrationId(f"mig-{number:012x}"), VM, self.hosts[target].facts, mode, None, verify)
+
+    async def ask(self, request: MigrateVm, name: str = "h1") -> MigrationReport:
+        return await self.ask_agent(self.hosts[name], request)
+
+
+def play(test: Callable[[Fabric], Awaitable[None]]) -> None:
+    async def main(loop: VirtualLoop) -> None:
+        fabric = Fabric(loop, test)
+        await fabric.run()
+        assert fabric.was_played and not fabric.world.judge.violations, fabric.world.judge.violations
+
+    run_virtual(main)
+
+
+def test_a_report_has_its_phases_its_pause_and_its_bytes() -> None:
+    async def test(fabric: Fabric) -> None:
+        report = await fabric.ask(fabric.request(verify=True))
+        names = [phase.name for phase in report.phases]
+        assert report.state is HandoverState.DONE and error_of_report(report) is None
+        assert [name for name in names if not name.startswith(("round", "wait"))][:6] == [
+            "connect", "prepare", "base", "start", "open", "bulk",
+        ]  # fmt: skip
+        assert {"pause", "cut", "verify", "commit", "target-load", "target-claim", "target-resume", "destroy"} <= set(names)
+        assert all(0 <= phase.start_s <= phase.end_s <= report.total_s for phase in report.phases)
+        assert 1 < report.downtime_ms < 100, "two full hashes of 500 ms each are not part of the pause"
+        assert report.verified is True and report.progress == 1.0
+        assert report.bytes_sent >= report.memory_bytes + report.disk_bytes_sent + fabric.vm.spec.base.size_bytes
+
+    play(test)
+
+
+def test_a_second_move_of_a_vm_that_moves_is_a_conflict() -> None:
+    async def test(fabric: Fabric) -> None:
+        first = asyncio.create_task(fabric.ask(fabric.request(1)))
+        await asyncio.sleep(0.2)
+        with pytest.raises(ConflictError, match="moved"):
+            await fabric.ask(fabric.request(2, target="h3"))
+        assert (await first).state is HandoverState.DONE
+
+    play(test)
+
+
+def test_asking_again_by_the_same_id_joins_the_move_and_later_reports_its_end() -> None:
+    async def test(fabric: Fabric) -> None:
+        first = asyncio.create_task(fabric.ask(fabric.request(1)))
+        await asyncio.sleep(0.2)
+        joined = asyncio.create_task(fabric.ask(fabric.request(1)))
+        assert await first == await joined == await fabric.ask(fabric.request(1))
+
+    play(test)
+
+
+def test_every_step_is_told_to_who_asked_and_the_last_word_is_the_answer() -> None:
+    async def test(fabric: Fabric) -> None:
+        told: list[MigrationReport] = []
+        report = await fabric.ask_agent(fabric.hosts["h1"], fabric.request(1), told.append)
+        assert [state for state in HandoverState if state in {r.state for r in told}] == [
+            HandoverState.PREPARING, HandoverState.PRECOPY, HandoverState.SWITCHOVER, HandoverState.COMMITTED, HandoverState.DONE,
+        ]  # fmt: skip
+        assert told[-1] == report
+
+    play(test)
+
+
+def test_a_vm_that_is_not_here_is_not_found() -> None:
+    async def test(fabric: Fabric) -> None:
+        with pytest.raises(NotFoundError):
+            await fabric.ask(fabric.request(1), name="h3")
+
+    play(test)
+
+
+def test_a_target_that_does_not_fit_refuses_by_name_and_nothing_has_changed() -> None:
+    async def test(fabric: Fabric) -> None:
+        fabric.target().facts = msgspec.structs.replace(fabric.target().facts, kernel_sha256="other")
+        report = await fabric.ask(fabric.request(1))
+        assert report.state is HandoverState.FAILED and "another guest kernel" in report.reason
+        assert isinstance(error_of_report(report), ArchitectError)
+        newest = fabric.ownership.newest(VM)
+        assert newest is not None and newest.term == 1
+        assert fabric.vm.running()[0].host.name == "h1" and not fabric.hosts["h2"].arriving
+
+    play(test)
+
+
+def test_a_vm_that_still_fills_cannot_move_on() -> None:
+    async def test(fabric: Fabric) -> None:
+        first = asyncio.create_task(fabric.ask(fabric.request(1, mode=MigrationMode.POSTCOPY)))
+        while not any(copy.host.name == "h2" for copy in fabric.vm.running()):
+            await asyncio.sleep(0.0005)
+        with pytest.raises(ConflictError, match="still arriving"):
+            await fabric.target().let_go(VM)
+        await first
+
+    play(test)
+
+
+def test_the_first_message_must_be_a_hello_of_this_version_and_of_the_host_in_the_certificate() -> None:
+    async def test(fabric: Fabric) -> None:
+        connection = fabric.target().connection(HostName("h1"))
+        with pytest.raises(PeerError, match="before PeerHello"):
+            await connection.handle(Alive(MigrationId("mig-000000000001")), b"", None)
+        with pytest.raises(IncompatibleError, match="version"):
+            await connection.handle(PeerHello(PROTOCOL_VERSION + 1, HostName("h1")), b"", None)
+        with pytest.raises(PeerError, match="h3"):
+            await connection.handle(PeerHello(PROTOCOL_VERSION, HostName("h3")), b"", None)
+        welcome = await connection.handle(PeerHello(PROTOCOL_VERSION, HostName("h1")), b"", None)
+        assert welcome == PeerWelcome(PROTOCOL_VERSION, HostName("h2"))
+        with pytest.raises(NotFoundError):
+            await connection.handle(AskStatus(MigrationId("mig-000000000001")), b"", None)
+
+    play(test)
+
+
+def test_a_host_can_speak_only_for_handovers_of_which_it_is_the_source() -> None:
+    async def test(fabric: Fabric) -> None:
+        await fabric.ask(fabric.request(1))
+        stranger = fabric.target().connection(HostName("h3"))
+        await stranger.handle(PeerHello(PROTOCOL_VERSION, HostName("h3")), b"", None)
+        with pytest.raises(PeerError, match="not the source"):
+            await stranger.handle(AskStatus(MigrationId("mig-000000000001")), b"", None)
+
+    play(test)

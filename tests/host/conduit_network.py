@@ -61,7 +61,8 @@ class Network:
         """Make namespaces, links and addresses."""
         for name in self.names:
             create_namespace(name)
-        self.ip("router", "link add underlay type bridge")
+        # An address of its own: otherwise it has a port's, and changes (and loses a packet) when that host goes.
+        self.ip("router", "link add name underlay address 02:bb:00:00:00:01 type bridge")
         self.ip("router", "addr add 192.0.2.1/24 dev underlay")
         self.ip("router", "link set underlay up")
         self.inside("router", lambda: Path("/proc/sys/net/ipv4/ip_forward").write_text("1"))

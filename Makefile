@@ -16,7 +16,7 @@ packages:
 
 venv: $(VENV)/.done
 
-$(VENV)/.done: pyproject.toml setup.py $(wildcard native/*.c native/*.h architect/conduit/bpf/*.c architect/conduit/bpf/*.h)
+$(VENV)/.done: pyproject.toml setup.py $(wildcard native/*.c native/Makefile native/*/*.c native/*/*.h architect/conduit/bpf/*.c architect/conduit/bpf/*.h)
 	@echo "setup: virtual environment and C parts in $(VENV)"
 	@test -x $(PYTHON) || python3 -m venv $(VENV)
 	@$(VENV)/bin/pip --quiet --disable-pip-version-check install --editable '.[dev]'
@@ -33,7 +33,7 @@ soak: setup
 
 check: venv
 	@$(VENV)/bin/ruff check .
-	@$(VENV)/bin/ruff format --check . || true
+	@$(VENV)/bin/ruff format --check --quiet .
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports
 	@$(PYTHON) -m pytest -q tests/tidy

@@ -8,6 +8,7 @@ of RAM. The shape is fixed by the number of pages, which the root includes. A ne
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -50,6 +51,7 @@ class HashTree:
             self._leaves = np.memmap(path, np.uint8, "r+" if keeps else "w+", shape=(leaf_count, HASH_BYTES))
         self._extents, self._groups = self._zero_levels(leaf_count)
         self._stale = np.zeros(len(self._extents), np.uint8)
+        self._rehashing = threading.Lock()
         if keeps:
             self._stale[:] = 1
         else:
@@ -80,11 +82,15 @@ class HashTree:
             self._stale[pages // PAGES_PER_EXTENT] = 1
 
     def root(self) -> str:
-        """The root, in hex; hashes what changed since the last call."""
-        extents = np.flatnonzero(self._stale.copy())
-        self._stale[extents] = 0
-        _rehash(self._leaves, self._extents, extents, PAGES_PER_EXTENT)
-        _rehash(self._extents, self._groups, np.unique(extents // EXTENTS_PER_GROUP), EXTENTS_PER_GROUP)
+        """The root, in hex; hashes what changed since the last call, so calls outside the pause make the one in it cheap."""
+        with self._rehashing:
+            extents = np.flatnonzero(self._stale.copy())
+            self._stale[extents] = 0
+            _rehash(self._leaves, self._extents, extents, PAGES_PER_EXTENT)
+            _rehash(self._extents, self._groups, np.unique(extents // EXTENTS_PER_GROUP), EXTENTS_PER_GROUP)
+            return self._root()
+
+    def _root(self) -> str:
         return _sha256(_ROOT_TAG + self.page_count.to_bytes(8, "big") + self._groups.tobytes()).hexdigest()
 
     def delete(self) -> None:

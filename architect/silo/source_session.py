@@ -7,6 +7,7 @@ all. A page leaves the move's dirty map just before it is read (see `dirty_log`)
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 import threading
 import time
@@ -26,7 +27,8 @@ from architect.silo.page_sender import PageSender
 from architect.silo.postcopy_source import PostcopySource
 from architect.silo.ram_file import RamFile
 from architect.silo.source_streams import SourceStreams
-from architect.silo.stream_messages import FRAME_PAGES_MAX, Missing
+from architect.silo.stream_messages import FRAME_PAGES_MAX, Hurry, Missing
+from architect.silo.urgent_thread import urgent
 
 CONSUMER = "move"
 STRIPE_PAGES = 1024
@@ -110,7 +112,9 @@ class SourceSession:
 
         Raises: as `bulk`.
         """
-        with self._only(after_cut=False):
+        with self._only(after_cut=False), urgent():
+            for sender in self._streams.data:
+                sender.connection.send(Hurry())
             self._log.scan()
             if postcopy:
                 missing = self._send_missing(last=True)
@@ -118,7 +122,7 @@ class SourceSession:
                 root = ""
             else:
                 missing = 0
-                self._send_pages(self._map.pages(), None)
+                self._send_pages(self._map.pages(), None, hurries=True)
                 root = self._tree.root()
             self._is_cut = True
             return Cut(root, missing, self.bytes_sent)
@@ -160,6 +164,7 @@ class SourceSession:
         start_s, bytes_before = time.monotonic(), self.bytes_sent
         pages_before, zeros_before = self._streams.pages_sent
         self._send_pages(self._in_order(self._map.pages()), None if deadline_s is None else start_s + deadline_s)
+        self._tree.root()  # not left to the pause
         self._log.scan()
         pages, zeros = self._streams.pages_sent
         return RoundStats(
@@ -173,7 +178,7 @@ class SourceSession:
         ordered: Pages = pages[order]
         return ordered
 
-    def _send_pages(self, pages: Pages, deadline_s: float | None) -> None:
+    def _send_pages(self, pages: Pages, deadline_s: float | None, *, hurries: bool = False) -> None:
         """Send, and return when all is in place; few pages use one connection, because starting threads costs more."""
         if len(pages) < PARALLEL_PAGES_MIN:
             self._send_batches(self._streams.data[0], pages, deadline_s)
@@ -182,8 +187,9 @@ class SourceSession:
         stripes = (pages // STRIPE_PAGES) % len(self._streams.data)
 
         def send(index: int, sender: PageSender) -> None:
-            self._send_batches(sender, pages[stripes == index], deadline_s)
-            sender.barrier()
+            with urgent() if hurries else contextlib.nullcontext():
+                self._send_batches(sender, pages[stripes == index], deadline_s)
+                sender.barrier()
 
         self._streams.each(send)
 

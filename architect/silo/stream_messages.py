@@ -9,6 +9,7 @@ lists as `page_runs` encodes them. Version: `framing.PROTOCOL_VERSION` in Hello,
       Pages | Zeros ...        ->          written (before the cut), installed (after it)
       Barrier(n)               ->
                                <-          Ack(n): all before it on this connection is in place
+      Hurry                    ->          the guest is paused: the cut begins
       Missing ...              ->          post-copy cut: what the target lacks; it forgets its copies, then acknowledges
       Promise(root)            ->          after the last page
                                <-          Proved(root, equal)
@@ -99,6 +100,10 @@ class Lacking(_Message, frozen=True):
     last: bool
 
 
+class Hurry(_Message, frozen=True):
+    """The guest is paused from now on: what comes is urgent."""
+
+
 class Barrier(_Message, frozen=True):
     """Answer with Ack when all before is in place."""
 
@@ -131,6 +136,6 @@ class Proved(_Message, frozen=True):
 
 
 StreamMessage = (
-    Hello | TunnelHello | TunnelTaken | Welcome | Refused | Pages | Zeros | Missing | Lacking | Barrier | Ack | Want | Promise
-    | Proved
+    Hello | TunnelHello | TunnelTaken | Welcome | Refused | Pages | Zeros | Missing | Lacking | Hurry | Barrier | Ack | Want
+    | Promise | Proved
 )  # fmt: skip

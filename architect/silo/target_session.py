@@ -20,9 +20,10 @@ from architect.silo.page_receiver import PageReceiver
 from architect.silo.page_runs import decode_runs, encode_parts
 from architect.silo.ram_file import RamFile
 from architect.silo.stream_connection import StreamConnection, StreamLostError
-from architect.silo.stream_messages import Ack, Barrier, Hello, Lacking, Missing, Promise, Proved, Zeros
+from architect.silo.stream_messages import Ack, Barrier, Hello, Hurry, Lacking, Missing, Promise, Proved, Zeros
 from architect.silo.stream_messages import Pages as PagesMessage
 from architect.silo.tracker import Tracker
+from architect.silo.urgent_thread import make_normal, make_urgent
 from architect.wire.framing import FrameError
 
 LOST_AFTER_S = 25.0
@@ -116,11 +117,15 @@ class TargetSession:
         match message:
             case PagesMessage() | Zeros():
                 self.receiver.take(message, body, connection.peer)
+            case Hurry():
+                make_urgent()
             case Barrier():
+                self.receiver.tree.root()  # outside the pause, if this is the end of a round
                 connection.send(Ack(message.number))
             case Missing() if not self.receiver.is_cut:
                 self.receiver.lose(decode_runs(message.runs, self._ram.page_count, connection.peer))
                 if message.last:
+                    make_normal()
                     with self._changed:
                         self.receiver.is_cut = True
                         self._on_change()

@@ -74,7 +74,9 @@ class Client:
         return self._document("DELETE", path, None, query)
 
     def stream(self, method: str, path: str, body: object = None, **query: object) -> Iterator[dict[str, Any]]:
-        """The lines of a stream as they come, without those that end it: the result is the generator's last item, under "result".
+        """The lines of a stream as they come; the last one has the key "result".
+
+        A stream that ends without it is broken: http.client does not tell a connection that was cut off from one that ended.
 
         Raises:
             ArchitectError: what the control plane reported, at the start or at the end.
@@ -82,17 +84,22 @@ class Client:
         """
         with self._asked(method, path, None if body is None else json.dumps(body).encode(), query) as response:
             while line := self._line(response):
+                if line == b"\n":
+                    continue
                 item = _decoded(line)
                 if isinstance(error := item.get("error"), dict):
                     raise _reported(error)
                 yield item
+                if "result" in item:
+                    return
+        raise self._broken()
 
     def _document(self, method: str, path: str, body: bytes | None, query: dict[str, object]) -> Any:
         with self._asked(method, path, body, query) as response:
             try:
                 return json.loads(response.read())
             except (OSError, HTTPException, ValueError) as error:
-                raise StreamBrokenError(self._thing, "went away before its answer", "see whether it took effect") from error
+                raise self._broken() from error
 
     @contextlib.contextmanager
     def _asked(self, method: str, path: str, body: bytes | None, query: dict[str, object]) -> Iterator[HTTPResponse]:
@@ -105,7 +112,7 @@ class Client:
                 connection.request(method, target, body, {"Content-Type": "application/json"} if body is not None else {})
                 response = connection.getresponse()
             except (OSError, HTTPException) as error:
-                raise StreamBrokenError(self._thing, "went away before its answer", "see whether it took effect") from error
+                raise self._broken() from error
             if response.status >= 400:
                 raise self._refusal(response)
             yield response
@@ -120,6 +127,9 @@ class Client:
         except OSError as error:
             raise UnavailableError(self._thing, "does not run", "run `architect up`, or give --state-dir") from error
 
+    def _broken(self) -> StreamBrokenError:
+        return StreamBrokenError(self._thing, "went away before its answer", "see whether it took effect")
+
     def _refusal(self, response: HTTPResponse) -> ArchitectError:
         try:
             error = _decoded(response.read())["error"]
@@ -131,9 +141,9 @@ class Client:
         try:
             line = response.readline()
         except (OSError, HTTPException, ValueError) as error:
-            raise StreamBrokenError(self._thing, "went away before its answer", "see whether it took effect") from error
+            raise self._broken() from error
         if line and not line.endswith(b"\n"):
-            raise StreamBrokenError(self._thing, "went away before its answer", "see whether it took effect")
+            raise self._broken()
         return line
 
 

@@ -80,6 +80,8 @@ def events(options: argparse.Namespace) -> int:
         return client.stream("GET", "/v1/events", after=reached, follow=options.follow)
 
     for event in resumed(stream) if options.follow else stream():
+        if "result" in event:
+            break
         reached = event["sequence"]
         if output.as_json:
             output.document(event)

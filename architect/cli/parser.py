@@ -113,7 +113,7 @@ def _fabric_commands(commands: Any, shared: _Parser) -> None:
     up = _command(commands, shared, "up", "local_commands:up", "start a fabric of local hosts on this machine, or mend it")
     up.add_argument("--hosts", type=_count, default=3, metavar="N", help="how many hosts at least (3)")
     _command(commands, shared, "down", "local_commands:down", "take the local fabric apart")
-    local = _group(commands, "local", "the local provider's spot market and its failures")
+    local = _group(commands, shared, "local", "the local provider's spot market and its failures")
     preempt = _command(local, shared, "preempt", "local_commands:preempt", "post a notice; the host vanishes at its deadline")
     preempt.add_argument("host", metavar="HOST")
     preempt.add_argument(
@@ -124,7 +124,7 @@ def _fabric_commands(commands: Any, shared: _Parser) -> None:
 
 
 def _host_commands(commands: Any, shared: _Parser) -> None:
-    hosts = _group(commands, "host", "list, add, empty and remove hosts")
+    hosts = _group(commands, shared, "host", "list, add, empty and remove hosts")
     _command(hosts, shared, "ls", "host_commands:list_hosts", "list the hosts")
     add = _command(hosts, shared, "add", "local_commands:add_host", "add a local host")
     add.add_argument("--provider", choices=("aws", "gcp", "azure"), default="aws", help="whose notices it gets (aws)")
@@ -182,8 +182,8 @@ def _reading_commands(commands: Any, shared: _Parser) -> None:
     events.add_argument("-f", "--follow", action="store_true", help="go on as it comes")
 
 
-def _group(commands: Any, name: str, what: str) -> Any:
-    parser = commands.add_parser(name, help=what, description=what)
+def _group(commands: Any, shared: _Parser, name: str, what: str) -> Any:
+    parser = commands.add_parser(name, help=what, description=what, parents=[shared])
     return parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
 
 

@@ -58,7 +58,6 @@ def _run(client: Client, output: Output, body: dict[str, Any]) -> dict[str, Any]
                 return vm
             identity = item.get("vm") or identity
             output.progress(item["progress"])
-        raise StreamBrokenError("control plane", "ended its answer early", "see `architect ps`")
     except StreamBrokenError:
         if not identity:
             raise
@@ -134,6 +133,8 @@ def logs(options: argparse.Namespace) -> int:
 
     gathered = bytearray()
     for part in resumed(parts) if options.follow else parts():
+        if "result" in part:
+            break
         data = base64.b64decode(part["data"])
         reached = part["offset"] + len(data)
         if not output.as_json:
@@ -176,7 +177,6 @@ def _migrate(client: Client, output: Output, options: argparse.Namespace) -> dic
                 return move
             identity = item.get("migration") or identity
             output.progress(item["progress"])
-        raise StreamBrokenError("control plane", "ended its answer early", "see `architect events`")
     except StreamBrokenError:
         if not identity:
             raise

@@ -6,7 +6,7 @@ VM, or to which a move just failed, is not asked again for `REFUSED_S`, so that 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import msgspec
 
@@ -110,7 +110,7 @@ async def set_draining(fabric: Fabric, name: str, *, draining: bool) -> HostReco
     return record
 
 
-async def drain_host(fabric: Fabric, name: str) -> AsyncIterator[Progress | DrainView]:
+async def drain_host(fabric: Fabric, name: str) -> AsyncGenerator[Progress | DrainView]:
     """Drain the host and tell how it empties, until nothing is left on it.
 
     Raises:

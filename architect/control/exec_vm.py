@@ -5,7 +5,8 @@ The session's id is chosen here and known to the host, so that input finds its c
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 import msgspec
@@ -66,7 +67,7 @@ class ExecSessions:
         self._fabric = fabric
         self._sessions: dict[str, _Session] = {}
 
-    async def run(self, wish: ExecWish) -> AsyncIterator[ExecStarted | ExecPart | ExecResult]:
+    async def run(self, wish: ExecWish) -> AsyncGenerator[ExecStarted | ExecPart | ExecResult]:
         """Run a command; yields its session, its output, and at last its exit code. Leaving early ends the command.
 
         Raises:
@@ -81,12 +82,13 @@ class ExecSessions:
         request = ExecStart(record.id, session, wish.args, wish.env, wish.tty, wish.rows, wish.columns)
         try:
             yield ExecStarted(session)
-            async for message, body in self._fabric.fleet.stream(record.host, request):
-                match message:
-                    case ExecOutput(stream):
-                        yield ExecPart(stream, body)
-                    case ExecExit(exit_code):
-                        yield ExecResult(exit_code)
+            async with contextlib.aclosing(self._fabric.fleet.stream(record.host, request)) as stream:
+                async for message, body in stream:
+                    match message:
+                        case ExecOutput(number):
+                            yield ExecPart(number, body)
+                        case ExecExit(exit_code):
+                            yield ExecResult(exit_code)
         except DisconnectedError as error:
             raise OutcomeUnknownError(
                 f"command in vm {wish.vm}", f"lost sight of it ({error.cause})", "see in the vm what became of it"

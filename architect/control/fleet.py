@@ -1,13 +1,14 @@
 """The fleet: which hosts are connected, and the last report of each. Memory only; what must survive a restart is in the book.
 
-A host is *here* while its agent's connection stands. It is *lost* once nothing was heard of it for `lost_after_s`, counted from its
-last report or, after a restart of the control plane, from that restart. A connection over which no report came for that long is
-closed, so that every call to a host that hangs ends.
+A host is *here* while its agent's connection stands. It is *lost* once nothing was heard of it for `lost_after_s`, counted from
+its last report. After a restart of the control plane every host has `REJOIN_S` to come back, whatever its agent's pause between
+dials. A connection over which no report came for that long is closed, so that every call to a host that hangs ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import contextlib
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import msgspec
@@ -18,6 +19,8 @@ from architect.model.ids import HostName, VmId
 from architect.runtime.clock import Clock
 from architect.runtime.rpc import Channel
 from architect.wire.agent_messages import HostReport, VmObservation
+
+REJOIN_S = 10.0
 
 
 class DisconnectedError(UnavailableError):
@@ -101,20 +104,18 @@ class Fleet:
         except UnavailableError as error:
             raise _disconnected(host, channel, error) from error
 
-    async def stream(self, host: HostName, request: Any) -> AsyncIterator[tuple[Any, bytes]]:
+    async def stream(self, host: HostName, request: Any) -> AsyncGenerator[tuple[Any, bytes]]:
         """Ask a host's agent, and yield what it streams, its answer last. It ends at the latest when the host falls silent.
 
         Raises: as `call`.
         """
         channel = self.channel(host)
-        stream = channel.stream(request)
         try:
-            async for item in stream:
-                yield item
+            async with contextlib.aclosing(channel.stream(request)) as stream:
+                async for item in stream:
+                    yield item
         except UnavailableError as error:
             raise _disconnected(host, channel, error) from error
-        finally:
-            await stream.aclose()  # type: ignore[attr-defined]
 
     def amend(self, host: HostName, observation: VmObservation | None, vm: VmId) -> None:
         """An answer told more than the last report: take its word for this VM (None: it is gone) until the next report."""
@@ -132,7 +133,8 @@ class Fleet:
 
     def is_lost(self, host: HostName) -> bool:
         """Whether it was not heard of for too long."""
-        return self.silent_s(host) > self._lost_after_s
+        lost_after_s = self._lost_after_s if host in self._heard_at_s else max(self._lost_after_s, REJOIN_S)
+        return self.silent_s(host) > lost_after_s
 
     def has_reported(self, host: HostName) -> bool:
         """Whether a report of it came since this process began."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -50,7 +50,7 @@ class Follower:
                 self._end.set_result(result)
         self._woken.set()
 
-    async def follow(self) -> AsyncIterator[Progress | Any]:
+    async def follow(self) -> AsyncGenerator[Progress | Any]:
         """Progress lines as they come, then the result.
 
         Raises:

@@ -6,7 +6,8 @@ offset that was reached.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncGenerator
 
 import msgspec
 
@@ -28,7 +29,7 @@ class LogPart(msgspec.Struct, frozen=True):
     data: bytes
 
 
-async def read_log(fabric: Fabric, name: str, offset: int, *, follow: bool) -> AsyncIterator[LogPart]:
+async def read_log(fabric: Fabric, name: str, offset: int, *, follow: bool) -> AsyncGenerator[LogPart]:
     """The VM's output from `offset` on; with `follow` until the VM is over.
 
     Raises:
@@ -46,10 +47,11 @@ async def read_log(fabric: Fabric, name: str, offset: int, *, follow: bool) -> A
         is_over = record.state.is_terminal
         try:
             if record.state is not VmState.CREATING:
-                async for part in _stream(fabric, record, offset, follow=follow and not is_over):
-                    offset = part.offset + len(part.data)
-                    failing_since_s = None
-                    yield part
+                async with contextlib.aclosing(_stream(fabric, record, offset, follow=follow and not is_over)) as parts:
+                    async for part in parts:
+                        offset = part.offset + len(part.data)
+                        failing_since_s = None
+                        yield part
                 failing_since_s = None
                 if not follow or is_over:
                     return
@@ -72,9 +74,10 @@ def _readable(fabric: Fabric, vm: VmId, name: str) -> VmRecord:
     return record
 
 
-async def _stream(fabric: Fabric, record: VmRecord, offset: int, *, follow: bool) -> AsyncIterator[LogPart]:
-    async for message, body in fabric.fleet.stream(record.host, ReadLog(record.id, offset, follow)):
-        if isinstance(message, LogData) and (data := body[max(offset - message.offset, 0) :]):
-            offset = max(message.offset, offset)
-            yield LogPart(offset, data)
-            offset += len(data)
+async def _stream(fabric: Fabric, record: VmRecord, offset: int, *, follow: bool) -> AsyncGenerator[LogPart]:
+    async with contextlib.aclosing(fabric.fleet.stream(record.host, ReadLog(record.id, offset, follow))) as stream:
+        async for message, body in stream:
+            if isinstance(message, LogData) and (data := body[max(offset - message.offset, 0) :]):
+                offset = max(message.offset, offset)
+                yield LogPart(offset, data)
+                offset += len(data)

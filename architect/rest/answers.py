@@ -6,17 +6,20 @@ before it can fail, so a refusal at the start is an answer with an error status,
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from architect.errors import ArchitectError, InternalError
 
 JSON_LINES = "application/x-ndjson"
+FIRST_ITEM_S = 0.2
 
 _log = logging.getLogger(__name__)
 
@@ -52,24 +55,47 @@ def failure(error: ArchitectError) -> Response:
     return document(_error_answer(error), error.http_status)
 
 
-async def lines(items: AsyncIterator[Any]) -> Response:
-    """A stream of items, one JSON line each; the caller wraps its last one in `ResultLine`.
+class _Lines(StreamingResponse):
+    """A stream of lines that ends its source however it ends itself, also if its client left before the first line."""
 
-    Waits for the first item, so that what fails at once becomes an answer with an error status.
+    def __init__(self, first: asyncio.Future[Any], items: AsyncGenerator[Any]) -> None:
+        super().__init__(_encoded(first, items), media_type=JSON_LINES)
+        self._first = first
+        self._items = items
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._first.cancel()
+            await asyncio.gather(self._first, return_exceptions=True)
+            await self._items.aclose()
+
+
+async def lines(items: AsyncGenerator[Any]) -> Response:
+    """A stream of items, one JSON line each; the caller wraps its last one in `ResultLine`. Empty lines mean nothing.
+
+    Waits a moment for the first item, so that what fails at once becomes an answer with an error status.
 
     Raises:
-        ArchitectError: the stream failed before its first item.
+        ArchitectError: the stream failed in its first moment.
     """
-    try:
-        first = await anext(items)
-    except StopAsyncIteration:
-        return Response(b"", media_type=JSON_LINES)
-    return StreamingResponse(_encoded(first, items), media_type=JSON_LINES)
+    first = asyncio.ensure_future(_first_of(items))
+    await asyncio.wait([first], timeout=FIRST_ITEM_S)
+    if first.done():
+        first.result()
+    return _Lines(first, items)
 
 
-async def _encoded(first: Any, items: AsyncIterator[Any]) -> AsyncIterator[bytes]:
+async def _first_of(items: AsyncGenerator[Any]) -> Any:
+    return await anext(items)
+
+
+async def _encoded(first: asyncio.Future[Any], items: AsyncGenerator[Any]) -> AsyncGenerator[bytes]:
     try:
-        yield msgspec.json.encode(first) + b"\n"
+        if not first.done():
+            yield b"\n"
+        yield msgspec.json.encode(await first) + b"\n"
         async for item in items:
             yield msgspec.json.encode(item) + b"\n"
     except ArchitectError as error:
@@ -77,8 +103,6 @@ async def _encoded(first: Any, items: AsyncIterator[Any]) -> AsyncIterator[bytes
     except Exception as error:  # the boundary: the client must see an end
         _log.exception("a stream failed")
         yield msgspec.json.encode(_error_answer(defect(error))) + b"\n"
-    finally:
-        await items.aclose()  # type: ignore[attr-defined]
 
 
 def defect(error: Exception) -> InternalError:

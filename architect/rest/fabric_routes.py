@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 import msgspec
@@ -26,6 +26,12 @@ class StatusView(msgspec.Struct, frozen=True):
     fabric: str
     edge_connected: bool
     public_addresses: tuple[str, ...]
+
+
+class EventsEnd(msgspec.Struct, frozen=True):
+    """All events so far were told; give `sequence` as `after` to go on."""
+
+    sequence: int
 
 
 def fabric_routes(fabric: Fabric) -> APIRouter:
@@ -60,7 +66,7 @@ def fabric_routes(fabric: Fabric) -> APIRouter:
         await remove_host(fabric, host)
         return document(view)
 
-    @router.get("/events", responses=answers("events, oldest first", EventView, streams=True))
+    @router.get("/events", responses=answers("events, oldest first", EventView, EventsEnd, streams=True))
     async def events(follow: bool = False, after: Annotated[int, Query(ge=0)] = 0) -> Response:
         """What happened after the event with sequence number `after`; with `follow` also what will."""
         return await lines(_events(fabric, after, follow=follow))
@@ -68,17 +74,18 @@ def fabric_routes(fabric: Fabric) -> APIRouter:
     return router
 
 
-async def _drained(fabric: Fabric, host: str) -> AsyncIterator[Any]:
+async def _drained(fabric: Fabric, host: str) -> AsyncGenerator[Any]:
     async for item in drain_host(fabric, host):
         yield ResultLine(item) if isinstance(item, DrainView) else item
 
 
-async def _events(fabric: Fabric, after: int, *, follow: bool) -> AsyncIterator[Any]:
+async def _events(fabric: Fabric, after: int, *, follow: bool) -> AsyncGenerator[Any]:
     seen = fabric.bell.count
     while True:
         for record in [event for event in fabric.book.events if event.sequence > after]:
             after = record.sequence
             yield event_view(record)
         if not follow:
+            yield ResultLine(EventsEnd(after))
             return
         seen = await fabric.bell.wait_rung(seen)

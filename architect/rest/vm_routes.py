@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
@@ -47,10 +49,10 @@ def _reading_routes(router: APIRouter, fabric: Fabric) -> None:
         """One VM, by name or id."""
         return document(vm_view(fabric, fabric.book.find_vm(vm)))
 
-    @router.get("/vms/{vm}/logs", responses=answers("parts of the output, data in base64", read_log.LogPart, streams=True))
+    @router.get("/vms/{vm}/logs", responses=answers("parts of the output, data in base64", read_log.LogPart, LogEnd, streams=True))
     async def read_logs(vm: str, offset: Annotated[int, Query(ge=0)] = 0, follow: bool = False) -> Response:
         """The VM's output from a byte offset on."""
-        return await lines(read_log.read_log(fabric, vm, offset, follow=follow))
+        return await lines(_logged(fabric, vm, offset, follow=follow))
 
 
 def _changing_routes(router: APIRouter, fabric: Fabric) -> None:
@@ -110,12 +112,27 @@ def _exec_routes(router: APIRouter, plane: ControlPlane) -> None:
         return document({})
 
 
-async def _executed(plane: ControlPlane, vm: str, body: ExecBody) -> AsyncIterator[Any]:
-    async for item in plane.sessions.run(body.wish(vm)):
-        yield ResultLine(item) if isinstance(item, ExecResult) else item
+class LogEnd(msgspec.Struct, frozen=True):
+    """The end of what there is to read."""
+
+    offset: int
 
 
-async def _followed(fabric: Fabric, key: str, follower: Follower, first: Progress) -> AsyncIterator[Any]:
+async def _logged(fabric: Fabric, vm: str, offset: int, *, follow: bool) -> AsyncGenerator[Any]:
+    async with contextlib.aclosing(read_log.read_log(fabric, vm, offset, follow=follow)) as parts:
+        async for part in parts:
+            yield part
+            offset = part.offset + len(part.data)
+    yield ResultLine(LogEnd(offset))
+
+
+async def _executed(plane: ControlPlane, vm: str, body: ExecBody) -> AsyncGenerator[Any]:
+    async with contextlib.aclosing(plane.sessions.run(body.wish(vm))) as items:
+        async for item in items:
+            yield ResultLine(item) if isinstance(item, ExecResult) else item
+
+
+async def _followed(fabric: Fabric, key: str, follower: Follower, first: Progress) -> AsyncGenerator[Any]:
     """What a follower hears, its end as the result."""
     try:
         yield first

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, cast
 
 import msgspec
@@ -268,7 +268,7 @@ class Channel:
             self._calls.pop(number, None)
             _silence(opened.answer)
 
-    async def stream(self, value: Any, body: bytes | memoryview = b"") -> AsyncIterator[tuple[Any, bytes]]:
+    async def stream(self, value: Any, body: bytes | memoryview = b"") -> AsyncGenerator[tuple[Any, bytes]]:
         """Ask and yield the answer's items, then the answer itself as the last one.
 
         Leaving the iteration early cancels the call.

@@ -196,6 +196,7 @@ class FakeAgent:
         self.vms: dict[VmId, FakeVm] = {}
         self.notice: Notice | None = None
         self.acknowledged: list[str] = []
+        self.reader_count = 0
         self.exec_input: dict[str, asyncio.Queue[tuple[bytes, bool]]] = {}
         self.welcome: Welcome | None = None
         self._channel: Channel | None = None
@@ -263,7 +264,11 @@ class FakeAgent:
             case MigrateVm():
                 return await self._migrate(message, call)
             case ReadLog(vm, offset, follow):
-                return await self._read_log(vm, offset, follow, call)
+                self.reader_count += 1
+                try:
+                    return await self._read_log(vm, offset, follow, call)
+                finally:
+                    self.reader_count -= 1
             case ExecStart():
                 return await self._exec(message, call)
             case ExecInput(_, session, end):

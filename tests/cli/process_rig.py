@@ -113,7 +113,7 @@ class ProcessRig:
 
     def json(self, *words: str) -> Any:
         """What a command prints as JSON; it must go well."""
-        done = self.cli(*words, "--json")
+        done = self.cli("--json", *words)
         assert done.returncode == 0, done.stderr.decode()
         return json.loads(done.stdout)
 

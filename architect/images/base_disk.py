@@ -75,7 +75,7 @@ async def prepare_image(
 
 async def _build(image: LocatedImage, store: BaseStore, thing: str, progress: Callable[[str], None]) -> ImageRecord:
     started_s = time.time()
-    with store.workspace() as workspace:
+    async with store.workspace() as workspace:
         progress(f"{thing}: copying and unpacking")
         unpacked = await unpack_image(image, workspace, thing)
         try:

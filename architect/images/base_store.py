@@ -82,8 +82,8 @@ class BaseStore:
         """Where the builder's record `name` is kept."""
         return self.root / "records" / f"{name}.json"
 
-    @contextlib.contextmanager
-    def workspace(self) -> Iterator[Path]:
+    @contextlib.asynccontextmanager
+    async def workspace(self) -> AsyncIterator[Path]:
         """A new empty directory on the store's file system, removed at the end, or by the next `open` after a crash."""
         directory = self._temporary / secrets.token_hex(8)
         lock = -1
@@ -91,17 +91,15 @@ class BaseStore:
             # Made and locked in one step for sweepers, who hold the lock of the parent as we do.
             with _locked(self._temporary):
                 (directory / "work").mkdir(parents=True)
-                lock = _lock_file(directory / "lock")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                lock = _take_lock(directory / "lock")
             yield directory / "work"
         except (TimeoutError, ConnectionError):
             raise  # of whoever feeds us, though Python counts them as OSError
         except OSError as error:
             raise map_os_error(error, f"image store {self.root}", self.root) from error
         finally:
-            shutil.rmtree(directory, ignore_errors=True)
-            if lock >= 0:
-                os.close(lock)
+            # In a thread, for an image's tree is large; shielded, for a cancelled build has to clean up too.
+            await asyncio.shield(asyncio.to_thread(_remove, directory, lock))
 
     @contextlib.asynccontextmanager
     async def lock(self, name: str, deadline_s: float) -> AsyncIterator[None]:
@@ -146,7 +144,7 @@ class BaseStore:
             return found
         if not 0 < size_bytes <= BASE_BYTES_MAX:
             raise WrongBaseError(digest, f"a size of {size_bytes} bytes is out of bounds")
-        with self.workspace() as workspace:
+        async with self.workspace() as workspace:
             file = workspace / "base.raw"
             received = await self._receive(file, digest, size_bytes, chunks)
             if received != digest:
@@ -201,15 +199,14 @@ class BaseStore:
 
     def _sweep(self) -> None:
         """Remove the work of crashed processes: what has no lock, or a lock that nobody holds."""
+        dead: list[tuple[Path, int]] = []
         with _locked(self._temporary):
             for directory in self._temporary.iterdir():
-                if not directory.is_dir():
-                    continue
-                lock = _lock_file(directory / "lock")
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(directory, ignore_errors=True)
-                os.close(lock)
+                if directory.is_dir():
+                    with contextlib.suppress(BlockingIOError):
+                        dead.append((directory, _take_lock(directory / "lock")))
+        for directory, lock in dead:
+            _remove(directory, lock)
 
 
 def sync_directory(directory: Path) -> None:
@@ -223,6 +220,27 @@ def sync_directory(directory: Path) -> None:
 
 def _lock_file(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _take_lock(path: Path) -> int:
+    """A descriptor that holds the lock.
+
+    Raises:
+        BlockingIOError: somebody else holds it.
+    """
+    descriptor = _lock_file(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _remove(directory: Path, lock: int) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    if lock >= 0:
+        os.close(lock)
 
 
 @contextlib.contextmanager

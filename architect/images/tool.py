@@ -56,8 +56,26 @@ async def run_tool(call: ToolCall) -> bytes:
         CapacityError: the disk is full.
         ToolFailedError: the tool failed for another reason.
     """
+    process = await _start(call)
     try:
-        process = await asyncio.create_subprocess_exec(
+        async with asyncio.timeout(call.deadline_s):
+            output, errors = await process.communicate(call.stdin)
+    except BaseException as error:
+        await asyncio.shield(_kill(process))
+        if not isinstance(error, TimeoutError):
+            raise
+        cause = f"{call.tool} did not end within {call.deadline_s:.0f} s"
+        raise HostError(call.thing, cause, "look at this host's load and disk, then try again") from error
+    if process.returncode != 0:
+        raise _failure(call, process.returncode, errors)
+    return output
+
+
+async def _start(call: ToolCall) -> asyncio.subprocess.Process:
+    """The running tool. Its start is not cancelled half-way: asyncio would kill the tool alone and then wait for its pipes, which
+    the tool's children hold open (CPython 3.11, base_subprocess)."""
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
             call.tool,
             *call.arguments,
             stdin=asyncio.subprocess.PIPE,
@@ -67,26 +85,21 @@ async def run_tool(call: ToolCall) -> bytes:
             env=os.environ | {"LC_ALL": "C.UTF-8"} | dict(call.env),
             start_new_session=True,
         )
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with contextlib.suppress(OSError):
+            await asyncio.shield(_kill(await starting))
+        raise
     except FileNotFoundError as error:
         raise HostError(f"program {call.tool}", "not installed on this host", "install it with tools/packages.sh") from error
-    try:
-        async with asyncio.timeout(call.deadline_s):
-            output, errors = await process.communicate(call.stdin)
-    except TimeoutError as error:
-        raise HostError(
-            call.thing,
-            f"{call.tool} did not end within {call.deadline_s:.0f} s",
-            "look at this host's load and disk, then try again",
-        ) from error
-    finally:
-        await asyncio.shield(_end(process))
-    if process.returncode != 0:
-        raise _failure(call, process.returncode, errors)
-    return output
+    except OSError as error:
+        raise map_os_error(error, f"program {call.tool}", call.cwd) from error
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill what is left of the tool's process group, and reap the tool."""
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    """Kill the tool's process group, and reap the tool."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(TimeoutError):

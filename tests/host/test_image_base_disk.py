@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -264,6 +265,44 @@ def test_a_cancelled_build_leaves_nothing(tmp_path: Path, store: BaseStore) -> N
     for step in (1, 2):
         asyncio.run(cancel_at(step))
         assert leftovers(store) == [] and store.used_bytes() == 0
+
+
+def test_a_killed_build_leaves_what_the_next_start_removes(tmp_path: Path, store: BaseStore) -> None:
+    reference = busybox_image(tmp_path / "layout")
+    script = (
+        "import asyncio, os, pathlib, sys\n"
+        "from architect.images import BaseStore, prepare_image\n"
+        "def progress(line):\n    'making' in line and os.kill(os.getpid(), 9)\n"
+        "asyncio.run(prepare_image(sys.argv[1], BaseStore(pathlib.Path(sys.argv[2])), (), (), progress))\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, reference, str(store.root)], cwd=Path(__file__).parents[2])
+    assert killed.returncode == -9 and len(leftovers(store)) == 1
+    again = BaseStore(store.root)
+    assert leftovers(again) == [] and again.used_bytes() == 0
+    assert again.get(prepare(reference, again).base.digest)
+
+
+def test_special_files_hard_links_and_attributes_survive(tmp_path: Path, store: BaseStore) -> None:
+    run("umoci", "init", "--layout", tmp_path / "layout")
+    run("umoci", "new", "--image", f"{tmp_path}/layout:x")
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "one").write_bytes(b"x" * 100)
+    os.link(tree / "one", tree / "two")
+    os.mkfifo(tree / "pipe")
+    os.setxattr(tree / "one", "user.note", b"kept")
+    with (tree / "sparse").open("wb") as file:
+        file.truncate(64 << 20)
+        file.write(b"x")
+    run("umoci", "insert", "--image", f"{tmp_path}/layout:x", tree, "/tree")
+    run("umoci", "config", "--image", f"{tmp_path}/layout:x", "--config.cmd", "/x")
+    disk = disk_of(store, prepare(f"oci:{tmp_path}/layout:x", store))
+    with mounted(disk, tmp_path / "mount", "loop,ro,noload") as root:
+        one, two = (root / "tree" / "one").stat(), (root / "tree" / "two").stat()
+        assert (one.st_ino, one.st_nlink) == (two.st_ino, 2)
+        assert (root / "tree" / "pipe").is_fifo() and (root / "tree" / "sparse").stat().st_size == 64 << 20
+        assert os.getxattr(root / "tree" / "one", "user.note") == b"kept"
+    run("e2fsck", "-fn", disk)
 
 
 def test_a_hostile_layer_writes_nothing_outside(tmp_path: Path, store: BaseStore) -> None:

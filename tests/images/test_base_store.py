@@ -28,9 +28,12 @@ async def chunks(items: Iterable[tuple[int, bytes]]) -> AsyncIterator[tuple[int,
 
 
 def add(store: BaseStore, content: bytes = CONTENT) -> str:
-    with store.workspace() as workspace:
-        (workspace / "disk").write_bytes(content)
-        return store.adopt(workspace / "disk").digest
+    async def adopt() -> str:
+        async with store.workspace() as workspace:
+            (workspace / "disk").write_bytes(content)
+            return store.adopt(workspace / "disk").digest
+
+    return asyncio.run(adopt())
 
 
 def read(store: BaseStore, digest: str, chunk_bytes: int = 65536) -> list[tuple[int, bytes]]:
@@ -143,9 +146,13 @@ def test_opening_removes_the_work_of_the_dead_and_not_of_the_living(tmp_path: Pa
     dead = tmp_path / "temporary" / "dead" / "work"
     dead.mkdir(parents=True)
     (dead / "disk.raw").write_bytes(b"x")
-    with store.workspace() as living:
-        BaseStore(tmp_path)
-        assert living.is_dir() and not dead.exists()
+
+    async def live() -> None:
+        async with store.workspace() as living:
+            BaseStore(tmp_path)
+            assert living.is_dir() and not dead.exists()
+
+    asyncio.run(live())
     assert leftovers(store) == []
 
 
@@ -180,6 +187,10 @@ def test_a_store_that_cannot_be_made_is_a_host_error(tmp_path: Path) -> None:
 
 def test_the_workspace_is_locked_while_it_is_used(tmp_path: Path) -> None:
     store = BaseStore(tmp_path)
-    with store.workspace() as work:
-        with (work.parent / "lock").open("r+") as file, pytest.raises(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    async def work() -> None:
+        async with store.workspace() as workspace:
+            with (workspace.parent / "lock").open("r+") as file, pytest.raises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    asyncio.run(work())

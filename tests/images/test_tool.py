@@ -65,6 +65,28 @@ def test_a_cancelled_caller_leaves_no_tool(tmp_path: Path) -> None:
     assert not is_alive(int((tmp_path / "pid").read_text()))
 
 
+def test_a_caller_cancelled_at_any_step_of_the_start_ends_soon_and_leaves_nothing(tmp_path: Path) -> None:
+    async def cancel_after(steps: int) -> None:
+        task = asyncio.create_task(run_tool(ToolCall("sh", ("-c", "sleep 600 & sleep 600"), "image x", 60.0, tmp_path)))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 20)
+
+    for steps in range(12):
+        asyncio.run(cancel_after(steps))
+    assert [path for path in Path("/proc").iterdir() if _works_in(path, tmp_path)] == []
+
+
+def _works_in(process: Path, directory: Path) -> bool:
+    """Whether a process of /proc has `directory` as its working directory; a zombie has none."""
+    try:
+        return process.name.isdigit() and (process / "cwd").readlink() == directory
+    except OSError:
+        return False
+
+
 def test_messages_are_freed_of_decoration() -> None:
     assert last_message('time="x" level=fatal msg="no tag \\"a\\""\n') == 'no tag "a"'
     assert last_message("  • unpacking\n   ⨯ it broke  \n\n") == "it broke"

@@ -35,6 +35,13 @@ def draw(moves: list[Any], events: list[Any], evidence: Evidence, began_s: float
         for event in events
         if event["kind"] == "host-lost" and event["host"] in hosts
     ]
+    ends = dict(destroyed)
+    notices = [
+        Bar(event["host"], "notice", parse_rfc3339(event["time"]), ends.get(event["host"], end_s), "noticed")
+        for event in events
+        if event["kind"] == "notice" and event["host"] in hosts
+    ]
+    bars = notices + bars
     gaps = tuple((at, length_ms) for at, length_ms in evidence.gaps if length_ms >= GAP_MS_MIN and at >= began_s)
     throughput = tuple(sample for sample in evidence.throughput if sample[0] >= began_s)
     title = f"{len(done)} hops; longest gap seen by a client {max((ms for _, ms in gaps), default=0):.0f} ms"

@@ -12,8 +12,8 @@ import contextlib
 import os
 import socket
 
-from architect.drafter.qmp import QmpConnection, QmpRefusedError
-from architect.errors import HostError, IncompatibleError, OutcomeUnknownError, UnavailableError
+from architect.drafter.qmp import QmpConnection
+from architect.errors import HostError, IncompatibleError, OutcomeUnknownError
 
 STATE_BYTES_MAX = 64 << 20
 SAVE_TIMEOUT_S = 10.0
@@ -21,33 +21,59 @@ _CAPABILITIES = ("x-ignore-shared", "late-block-activate", "events")
 _MAGIC = b"QEVM"
 
 
-async def save_device_state(qmp: QmpConnection, vm: str, timeout_s: float = SAVE_TIMEOUT_S) -> bytes:
-    """The device state of a VM that is stopped. Changes nothing; may be repeated.
+class StateFile:
+    """Where one QEMU writes its device state: a memfd in an fd set, made once, so that saving is a single command in the pause."""
 
-    Raises:
-        HostError: QEMU refused, or what it wrote is no device state.
-        OutcomeUnknownError: no answer in time; the VM is still stopped.
-    """
-    memory = os.memfd_create(f"{vm}-state", os.MFD_CLOEXEC)
-    try:
-        # An fd set hands out a descriptor only in the very access mode in which QEMU opens the name: write only.
-        writable = os.open(f"/proc/self/fd/{memory}", os.O_WRONLY | os.O_CLOEXEC)
+    def __init__(self, fdset: int, memory: int, writable: int) -> None:
+        self._fdset = fdset
+        self._memory = memory
+        self._writable = writable
+
+    @classmethod
+    async def make(cls, qmp: QmpConnection, vm: str) -> StateFile:
+        """Give a file to QEMU."""
+        memory = os.memfd_create(f"{vm}-state", os.MFD_CLOEXEC)
         try:
-            fdset = int((await qmp.execute("add-fd", fd=writable))["fdset-id"])
-        finally:
-            os.close(writable)
-        try:
-            await qmp.execute("xen-save-devices-state", {"filename": f"/dev/fdset/{fdset}", "live": False}, timeout_s=timeout_s)
-        finally:
-            with contextlib.suppress(QmpRefusedError, UnavailableError):
-                await qmp.execute("remove-fd", {"fdset-id": fdset})
-        size_bytes = os.fstat(memory).st_size
-        state = os.pread(memory, size_bytes, 0) if size_bytes <= STATE_BYTES_MAX else b""
-    finally:
-        os.close(memory)
-    if not state.startswith(_MAGIC):
-        raise HostError(f"{vm}: device state", f"QEMU wrote {size_bytes} bytes that are none", "see the VM's qemu.log")
-    return state
+            # An fd set hands out a descriptor only in the very access mode in which QEMU opens the name: write only.
+            writable = os.open(f"/proc/self/fd/{memory}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                fdset = int((await qmp.execute("add-fd", fd=writable))["fdset-id"])
+            except BaseException:
+                os.close(writable)
+                raise
+        except BaseException:
+            os.close(memory)
+            raise
+        return cls(fdset, memory, writable)
+
+    async def save(self, qmp: QmpConnection, vm: str, timeout_s: float) -> bytes:
+        """The device state of a VM that is stopped. Changes nothing; may be repeated.
+
+        Raises:
+            HostError: QEMU refused, or what it wrote is no device state.
+            OutcomeUnknownError: no answer in time; the VM is still stopped.
+        """
+        # QEMU's descriptor is a duplicate of `writable`: they share the position.
+        os.ftruncate(self._memory, 0)
+        os.lseek(self._writable, 0, os.SEEK_SET)
+        await qmp.execute("xen-save-devices-state", {"filename": f"/dev/fdset/{self._fdset}", "live": False}, timeout_s=timeout_s)
+        size_bytes = os.fstat(self._memory).st_size
+        state = os.pread(self._memory, size_bytes, 0) if size_bytes <= STATE_BYTES_MAX else b""
+        if not state.startswith(_MAGIC):
+            raise HostError(f"{vm}: device state", f"QEMU wrote {size_bytes} bytes that are none", "see the VM's qemu.log")
+        return state
+
+    def close(self) -> None:
+        """Let go of the file. Idempotent."""
+        for descriptor in (self._memory, self._writable):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._memory = self._writable = -1
+
+
+async def prepare_load(qmp: QmpConnection) -> None:
+    """Tell a QEMU that waits for device state how it will come. Once, before `load_device_state`."""
+    await qmp.execute("migrate-set-capabilities", {"capabilities": [{"capability": name, "state": True} for name in _CAPABILITIES]})
 
 
 async def load_device_state(qmp: QmpConnection, vm: str, state: bytes, timeout_s: float) -> None:
@@ -62,8 +88,6 @@ async def load_device_state(qmp: QmpConnection, vm: str, state: bytes, timeout_s
     """
     if not state.startswith(_MAGIC) or len(state) > STATE_BYTES_MAX:
         raise IncompatibleError(f"{vm}: device state", f"{len(state)} bytes that are none", "send what save_device_state returned")
-    capabilities = [{"capability": name, "state": True} for name in _CAPABILITIES]
-    await qmp.execute("migrate-set-capabilities", {"capabilities": capabilities})
     ours, theirs = socket.socketpair()
     with ours:
         ours.setblocking(False)

@@ -22,7 +22,7 @@ import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
-from architect.drafter.device_state import SAVE_TIMEOUT_S, load_device_state, save_device_state
+from architect.drafter.device_state import SAVE_TIMEOUT_S, StateFile, load_device_state, prepare_load
 from architect.drafter.disk_link import DiskLinks
 from architect.drafter.machine_event import MachineEnded, MachineEvent, MachineShutDown, event_time, parse_event
 from architect.drafter.machine_launch import InheritedFiles
@@ -49,9 +49,13 @@ class Machine:
     `qmp` is its monitor and `disk_links` are its connections to disks elsewhere, both for the modules of the disk.
     """
 
-    def __init__(self, record: MachineRecord, run_dir: Path, process: QemuProcess, qmp: QmpConnection) -> None:
+    def __init__(
+        self, record: MachineRecord, run_dir: Path, process: QemuProcess, qmp: QmpConnection, state_file: StateFile
+    ) -> None:
         self._record = record
         self._process = process
+        self._state_file = state_file
+        self._stands = False  # known to be paused: stopped by us and not resumed since
         self.run_dir = run_dir
         self.qmp = qmp
         self.disk_links = DiskLinks(qmp)
@@ -72,12 +76,15 @@ class Machine:
         with InheritedFiles(options) as files:
             jail = Jail(options.uid, options.shim, kvm=options.spec.accelerator == "kvm")
             process = spawn(files.command, jail, files.numbers, options.run_dir, log)
+        machine: Machine | None = None
         try:
             fsync = options.disk is not None and options.disk.host_fsync
             record = MachineRecord(options.name, process.identity, options.spec, options.shim is not None, fsync)
             write_record(options.run_dir, record)
             try:
-                qmp = await connect_qmp(options.run_dir / "qmp.sock", options.name, options.start_timeout_s)
+                machine = await cls._greet(record, options.run_dir, process, options.start_timeout_s)
+                if options.incoming:
+                    await prepare_load(machine.qmp)
             except ArchitectError as error:
                 raise await _start_error(process, options, log) from error
             if options.shim is not None and not process.has_uffd:
@@ -86,27 +93,35 @@ class Machine:
                 )
             process.calm()
         except BaseException:
-            await asyncio.shield(_end(process))
+            await asyncio.shield(machine.kill() if machine is not None else _end(process))
             forget_record(options.run_dir)
             raise
-        return cls(record, options.run_dir, process, qmp)
+        return machine
 
     @classmethod
     async def reattach(cls, run_dir: Path) -> Machine:
         """Take over the machine that an agent before us started in `run_dir`.
 
         Raises:
-            NotFoundError: none was started there, or it has ended; `last_words(run_dir)` may say why.
+            NotFoundError: none was started there, or it has ended; its qemu.log may say why.
             UnavailableError: it runs, but its monitor does not answer; it may wait for memory. Try again, or kill it.
         """
         record = read_record(run_dir)
         process = find_process(record.process)
         try:
-            qmp = await connect_qmp(run_dir / "qmp.sock", record.name, REATTACH_TIMEOUT_S)
+            return await cls._greet(record, run_dir, process, REATTACH_TIMEOUT_S)
         except BaseException:
             process.close()
             raise
-        return cls(record, run_dir, process, qmp)
+
+    @classmethod
+    async def _greet(cls, record: MachineRecord, run_dir: Path, process: QemuProcess, timeout_s: float) -> Machine:
+        qmp = await connect_qmp(run_dir / "qmp.sock", record.name, timeout_s)
+        try:
+            return cls(record, run_dir, process, qmp, await StateFile.make(qmp, record.name))
+        except BaseException:
+            await qmp.close()
+            raise
 
     @property
     def name(self) -> str:
@@ -163,9 +178,11 @@ class Machine:
         with self.qmp.listen("STOP") as listener:
             await self.qmp.execute("stop", timeout_s=timeout_s)
             if not listener.empty():
+                self._stands = True
                 return event_time(await listener.get())
         if (status := await self.status()) not in _STANDING:
             raise ConflictError(f"{self.name}", f"it is in state {status} and cannot be paused", "see its console.log")
+        self._stands = True
         return time.time()
 
     async def resume(self, timeout_s: float = COMMAND_TIMEOUT_S) -> float:
@@ -174,6 +191,7 @@ class Machine:
         Raises:
             QmpRefusedError: the guest is over, or a disk of it cannot be activated.
         """
+        self._stands = False
         with self.qmp.listen("RESUME") as listener:
             await self.qmp.execute("cont", timeout_s=timeout_s)
             return event_time(await listener.get()) if not listener.empty() else time.time()
@@ -185,9 +203,9 @@ class Machine:
             ConflictError: the guest runs; QEMU would stop it.
             HostError: QEMU refused.
         """
-        if (status := await self.status()) not in _STANDING:
+        if not self._stands and (status := await self.status()) not in _STANDING:
             raise ConflictError(f"{self.name}: device state", f"the guest is {status}", "pause it first")
-        return await save_device_state(self.qmp, self.name, timeout_s)
+        return await self._state_file.save(self.qmp, self.name, timeout_s)
 
     async def load_device_state(self, state: bytes, timeout_s: float = LOAD_TIMEOUT_S) -> None:
         """Load device state into a machine started with `incoming`; it is paused then. After a failure, `kill` it.
@@ -202,8 +220,7 @@ class Machine:
             if await self._ended_within(1):
                 raise IncompatibleError(f"{self.name}: device state", self.last_words(), "move between equal layouts") from error
             raise
-        if (status := await self.status()) != "paused":
-            raise HostError(f"{self.name}: device state", f"loaded, but the guest is {status}", "end it")
+        self._stands = True  # -S: a loaded guest never runs by itself
 
     def events(self) -> AsyncGenerator[MachineEvent, None]:
         """What happens from now on; ends with `MachineEnded`. Close it (`aclosing`) if you stop reading early."""
@@ -247,6 +264,7 @@ class Machine:
     async def detach(self) -> None:
         """Let go of the machine, which runs on. Idempotent."""
         self.disk_links.close()
+        self._state_file.close()
         await self.qmp.close()
         self._process.close()
 
@@ -278,6 +296,7 @@ class Machine:
 
     async def _release(self) -> None:
         self.disk_links.close()
+        self._state_file.close()
         await self.qmp.close()
         self._process.close()
         forget_record(self.run_dir)

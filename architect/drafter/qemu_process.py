@@ -109,11 +109,15 @@ class QemuProcess:
             self._pidfd = -1
 
     def calm(self) -> None:
-        """Put all its threads behind the agent for CPU, and the process before it for the OOM killer."""
+        """Put the guest's CPUs behind everything else of ours for CPU time, and the process before it for the OOM killer.
+
+        QEMU's main thread keeps its priority: it answers the monitor, and each answer is part of a pause.
+        """
         with contextlib.suppress(OSError):  # it may just have ended; whoever talks to it next finds out
             Path(f"/proc/{self.pid}/oom_score_adj").write_text(str(OOM_SCORE))
-            for thread in os.listdir(f"/proc/{self.pid}/task"):
-                os.setpriority(os.PRIO_PROCESS, int(thread), NICE)
+            for thread in Path(f"/proc/{self.pid}/task").iterdir():
+                if (thread / "comm").read_text().startswith("CPU "):
+                    os.setpriority(os.PRIO_PROCESS, int(thread.name), NICE)
 
 
 def spawn(command: Sequence[str], jail: Jail, inherited: Sequence[int], run_dir: Path, log: Path) -> QemuProcess:

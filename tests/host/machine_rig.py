@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 CACHE = ROOT / "out" / "test-cache"
 SHIM = ROOT / "architect" / "artifacts" / "uffd_shim.so"
 INIT = ROOT / "architect" / "artifacts" / "init"
-QEMU_10 = Path("/tmp/h/qemu10/usr/bin/qemu-system-x86_64")
+SECOND_QEMU = os.environ.get("ARCHITECT_SECOND_QEMU", "")  # another version, for moves between versions
 SPEC = MachineSpec(cpus=1, memory_bytes=128 * MIB, mtu=1320, kernel_sha256="k", initramfs_sha256="i")
 MAC = "52:54:00:00:00:01"
 DISK_BYTES = 512 * MIB

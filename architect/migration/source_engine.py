@@ -269,7 +269,10 @@ def _after_failure(state: SourceState, event: Failed, now_s: float) -> SourceSta
                 return msgspec.structs.replace(state, attempts=state.attempts + 1)
             reason = f"no word from host {state.plan.target.name} since it took over ({state.reason}; {event.reason})"
             return _to(msgspec.structs.replace(state, code=LostError.code, reason=reason), SourceStep.DESTROY)
+        case SourceStep.QUIET | SourceStep.RELEASE:
+            return _to(state, ORDER[state.step])  # the VM is the target's: nothing is undone any more
         case _:
+            assert state.record is None or state.record.host == state.plan.host, "nothing is undone after the commit"
             return _undo(state, event.code, event.reason)
 
 

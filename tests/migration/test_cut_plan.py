@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from architect.migration import MirrorProgress, RoundStats
@@ -97,6 +97,7 @@ def test_without_any_traffic_the_rate_is_not_zero() -> None:
     assert memory_rate(()) > 0
 
 
+@settings(deadline=None)
 @given(
     mode=st.sampled_from([MigrationMode.AUTO, MigrationMode.PRECOPY]),
     dirty=st.lists(st.integers(0, 1 << 20), min_size=1, max_size=40),

@@ -172,6 +172,12 @@ def test_a_resume_that_fails_is_tried_again_and_given_up_at_last() -> None:
     assert state.undo == (Action.ABORT_TARGET,) and "resume" in state.reason
 
 
+@pytest.mark.parametrize("step", [SourceStep.QUIET, SourceStep.RELEASE])
+def test_a_failure_after_the_commit_undoes_nothing(step: SourceStep) -> None:
+    states = walk(SourceState(plan(), step=step, effects=frozenset(Effect)), fail_at=step)
+    assert SourceStep.UNDO not in steps(states) and states[-1].step is SourceStep.DONE
+
+
 def test_a_target_that_lost_the_vm_after_its_record_is_reported_lost() -> None:
     state = advance(SourceState(plan(), step=SourceStep.COMMIT), Failed(LostError.code, "its machine died"), 0)
     state = advance(state, RecordKnown(record("b")), 0)
@@ -223,7 +229,7 @@ def test_an_old_plan_does_not_judge_a_newer_record() -> None:
 EVENTS = st.sampled_from(["good", "good", "good", "fail", "theirs", "ours"])
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(mode=st.sampled_from(list(MigrationMode)), choices=st.lists(EVENTS, max_size=80))
 def test_whatever_happens_the_source_never_resumes_what_may_run_elsewhere_and_always_can_end(
     mode: MigrationMode, choices: list[str]

@@ -120,7 +120,7 @@ def test_a_precopy_runs_at_once_and_a_postcopy_fills_first() -> None:
         assert advance(state, Performed()).step is TargetStep.RUNNING
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(["good", "good", "fail", "abort", "theirs"]), max_size=40))
 def test_whatever_happens_it_resumes_only_by_its_own_record(choices: list[str]) -> None:
     state = advance(advance(advance(fresh(), Started()), Held()), CutArrived(CUT))

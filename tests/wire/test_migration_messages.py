@@ -6,7 +6,7 @@ from typing import get_args
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from architect.model.handover_state import HandoverState, MigrationMode
@@ -80,6 +80,7 @@ def test_an_unknown_field_or_a_cut_off_message_is_refused(message: MigrationMess
         codec().decode(msgspec.msgpack.encode({**fields, "surprise": 1}))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_garbage_is_refused_by_name(garbage: bytes) -> None:
     with pytest.raises(FrameError):

@@ -108,10 +108,12 @@ def host_program(name: str) -> Path:
 
 
 def _package_file(path: Path) -> dict[str, ImageFile]:
+    if len(path.parts) < 3:
+        return {}  # The root and what lies in it are base_files'.
     if path.is_symlink():
         return {_merged(path): link(os.readlink(path))} if path.exists() else {}
     if path.is_dir():
-        return {} if str(_merged(path)) in ("/", "/.") or path.parent == Path("/") else {_merged(path): directory()}
+        return {_merged(path): directory()}
     if not path.is_file():
         return {}
     mode = path.stat().st_mode & 0o7777

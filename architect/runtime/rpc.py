@@ -284,10 +284,12 @@ class Channel:
                 self._note_taken(number, opened)
             yield await opened.answer
         finally:
-            if not opened.answer.done():
-                await self._cancel(number)
-            self._calls.pop(number, None)
-            _silence(opened.answer)
+            try:
+                if not opened.answer.done():
+                    await self._cancel(number)
+            finally:
+                self._calls.pop(number, None)
+                _silence(opened.answer)
 
     def _open(self) -> tuple[int, _OpenCall]:
         if self._closed:

@@ -128,6 +128,7 @@ class FakeWorld:
         for move in self.moves.values():
             if name in (move.report.source, move.report.target) and not move.report.state.is_terminal:
                 move.advance(HandoverState.FAILED, reason=f"{name} vanished")
+                await self._forget_incoming(move)
 
     def running_at(self, vm: VmId) -> list[HostName]:
         """Where the VM runs: one host, unless something is badly wrong."""
@@ -163,7 +164,11 @@ class FakeWorld:
             if (error := self.refuse_move.get(move.report.target)) is not None or target is None:
                 move.error = error
                 move.advance(HandoverState.FAILED, reason=str(error) if error else "the target does not answer")
+                await self._forget_incoming(move)
                 return
+            if state is HandoverState.PREPARING:
+                target.vms[move.report.vm] = replace(source.vms[move.report.vm], state=VmState.MIGRATING)
+                await target.report()
             if state is HandoverState.COMMITTED:
                 vm = source.vms.pop(move.report.vm)
                 target.vms[move.report.vm] = replace(vm, term=vm.term + 1)
@@ -175,6 +180,13 @@ class FakeWorld:
                 more |= {"total_s": 0.25, "downtime_ms": 21.5, "rounds": 3, "bytes_sent": 4096, "bytes_peer": 4096}
                 more |= {"phases": (Phase("preparing", 0.0, 0.1), Phase("precopy", 0.1, 0.25))}
             move.advance(state, **more)
+
+    async def _forget_incoming(self, move: FakeMove) -> None:
+        target = self.agents.get(move.report.target)
+        vm = target.vms.get(move.report.vm) if target is not None else None
+        if target is not None and vm is not None and vm.state is VmState.MIGRATING:
+            del target.vms[move.report.vm]
+            await target.report()
 
     async def __aenter__(self) -> FakeWorld:
         return self

@@ -201,10 +201,25 @@ def test_a_connection_that_breaks_during_a_move_is_taken_up_again(tmp_path: Path
     simulate(test())
 
 
+def test_a_move_whose_source_is_cut_off_from_here_only_is_seen_to_its_end_by_the_target(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            gate = await begin(one, HandoverState.SWITCHOVER)
+            await asyncio.sleep(1)
+            await one.disconnect("aws-1")
+            await asyncio.sleep(60)
+            assert one.view("web").state is VmState.MIGRATING
+            gate.set()
+            await one.until_state("web", VmState.RUNNING)
+            assert (one.view("web").host, one.kinds()[-1]) == ("gcp-1", "migration-done")
+
+    simulate(test())
+
+
 def test_a_source_that_was_given_up_and_comes_back_is_believed(tmp_path: Path) -> None:
     async def test() -> None:
         async with rig(tmp_path, "aws-1", "gcp-1") as one:
-            gate = await begin(one, HandoverState.PRECOPY)
+            gate = await begin(one, HandoverState.PREPARING)
             await asyncio.sleep(1)
             source = await one.disconnect("aws-1")
             await one.until_state("web", VmState.LOST)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from demo.checked_stream import HEADER, HELLO, CheckedStream, StreamBrokenError, format_hello, parse_hello, stream_data
@@ -15,6 +15,7 @@ def ends(seed: int = 7) -> tuple[CheckedStream, CheckedStream]:
     return CheckedStream("a", seed, is_connector=True), CheckedStream("b", seed, is_connector=False)
 
 
+@settings(deadline=None)
 @given(seed=seeds, offset=st.integers(0, 1 << 40), length=st.integers(0, 200), cut=st.integers(0, 200))
 def test_data_is_the_same_however_it_is_cut(seed: int, offset: int, length: int, cut: int) -> None:
     cut = min(cut, length)
@@ -27,6 +28,7 @@ def test_data_is_splitmix64_as_the_service_has_it() -> None:
     assert stream_data(0, 0, 16) == 0xE220A8397B1DCDAF.to_bytes(8, "little") + 0x6E789E6AA1B965F4.to_bytes(8, "little")
 
 
+@settings(deadline=None)
 @given(lengths=st.lists(st.integers(0, 3000), max_size=6), cuts=st.lists(st.integers(1, 4000), max_size=10))
 def test_two_ends_agree_however_the_bytes_arrive(lengths: list[int], cuts: list[int]) -> None:
     sender, receiver = ends()
@@ -43,6 +45,7 @@ def test_two_ends_agree_however_the_bytes_arrive(lengths: list[int], cuts: list[
     receiver.close()
 
 
+@settings(deadline=None)
 @given(position=st.integers(0, HEADER.size + 499), bit=st.integers(0, 7))
 def test_any_changed_bit_is_found_or_harmless(position: int, bit: int) -> None:
     sender, receiver = ends()
@@ -101,12 +104,14 @@ def test_a_peer_cannot_confirm_what_was_not_sent() -> None:
         sender.receive(HEADER.pack(1, 0, 0, 1, 0))
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=HELLO.size, max_size=HELLO.size))
 def test_a_hello_is_one_or_refused(data: bytes) -> None:
     with pytest.raises(StreamBrokenError):
         parse_hello(data)
 
 
+@settings(deadline=None)
 @given(seed=seeds, rate=st.integers(0, 1 << 32))
 def test_a_hello_round_trips(seed: int, rate: int) -> None:
     assert parse_hello(format_hello(seed, rate)) == (seed, rate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from architect.errors import UsageError
@@ -83,6 +83,7 @@ def test_other_words_are_refused_with_a_next_step(text: str) -> None:
     assert "oci:DIR" in caught.value.next_step
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_a_reference_or_a_usage_error(text: str) -> None:
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from architect.errors import HostError, OutcomeUnknownError, UnavailableError, UsageError
@@ -50,6 +50,7 @@ def test_a_damaged_record_is_named_and_never_guessed(tmp_path: Path, content: by
             create(tmp_path, record(term))
 
 
+@settings(deadline=None)
 @given(content=st.binary(max_size=300))
 def test_any_bytes_are_a_record_or_damage(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     root = tmp_path_factory.mktemp("log")

@@ -113,7 +113,7 @@ class SimClient:
     async def run(self) -> None:
         """Send for ever."""
         while True:
-            await asyncio.sleep(self._interval_s)
+            await asyncio.sleep(self._interval_s if self.is_sending else 1.0)
             entry = self._edge.entries.get(self._vm)
             if entry is None or not self.is_sending:
                 continue

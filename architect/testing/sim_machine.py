@@ -209,7 +209,7 @@ class SimQemu:
         self._count()
         vm.disk[block] = self.disk[block] = vm.counter
         if self.mirror is not None:
-            self.mirror.pending.add(block)
+            self.mirror.written(block)
         return True
 
     def _runs(self) -> bool:
@@ -232,6 +232,7 @@ class SimMirror:
         self.pending = set(range(len(source.disk)))
         self.is_ready = False
         self.is_broken = False
+        self._written = asyncio.Event()
         self._task = source.world.spawn(self._run())
 
     def progress(self) -> MirrorProgress:
@@ -240,6 +241,11 @@ class SimMirror:
             raise HostError(f"vm {self.source.vm.id}", "its disk's mirror has failed", "try the move again")
         total = len(self.source.disk) * 65536
         return MirrorProgress(self.is_ready, total - len(self.pending) * 65536, total)
+
+    def written(self, block: int) -> None:
+        """The guest wrote a block."""
+        self.pending.add(block)
+        self._written.set()
 
     async def finish(self) -> None:
         """Until nothing is pending."""
@@ -256,7 +262,8 @@ class SimMirror:
         while True:
             if not self.pending:
                 self.is_ready = True
-                await asyncio.sleep(0.001)
+                self._written.clear()
+                await self._written.wait()
                 continue
             block = min(self.pending)
             value = self.source.disk[block]

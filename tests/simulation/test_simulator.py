@@ -20,6 +20,8 @@ SEEDS = 200
 BATCH = 20
 SEEDS_THAT_FAILED = (5, 31, 81, 118, 142, 418, 605, 673)
 """Each found a defect once: kept for ever."""
+SEEDS_THAT_TELL = (51, 233, 254)
+"""Tried first where something is broken on purpose: two sides really race for the record there."""
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, BATCH))
@@ -100,7 +102,7 @@ def test_the_judge_catches_a_target_that_claims_before_it_knows_which_record_exi
 
 def _is_caught(sabotage: Sabotage, word: str) -> bool:
     """Whether some seed's violations speak of `word`."""
-    for seed in range(400):
+    for seed in (*SEEDS_THAT_TELL, *range(400)):
         scenario: Scenario = draw_scenario(seed)
         if any(word in violation for violation in simulate(scenario, sabotage).violations):
             return True

@@ -11,10 +11,15 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests import host_capabilities, leftovers
 from tests.machine import Machine, machine
+
+# A loaded machine is no defect: what bounds a test is its timeout, not how long one example takes.
+hypothesis.settings.register_profile("architect", deadline=None)
+hypothesis.settings.load_profile("architect")
 
 _skips: Counter[str] = Counter()
 _causes: dict[str, str] = {}

@@ -16,6 +16,7 @@ import msgspec
 from architect.agent.guest_session import GuestSession
 from architect.agent.host import Host
 from architect.agent.log_store import LogStore
+from architect.agent.memory_watch import keep_memory
 from architect.agent.vm_parts import VmParts, destroy_parts
 from architect.agent.vm_record import VmFolder, VmPhase, VmRecord
 from architect.drafter.machine_event import MachineEnded
@@ -38,8 +39,10 @@ class HostedVm:
         self.parts: VmParts | None = None
         self.guest: GuestSession | None = None
         self.progress = ""
-        self.is_restored_paused = False
+        self.machine_end = ""
         self.ended = asyncio.Event()
+        self.taken_up = asyncio.Event()
+        self.taken_up.set()
         self.log = LogStore(folder.log)
         self._watching: asyncio.Task[None] | None = None
 
@@ -95,51 +98,68 @@ class HostedVm:
         """Until the VM is over, by its workload's exit or QEMU's end. A hostile guest ends the watch, not the agent."""
         try:
             async with asyncio.TaskGroup() as group:
-                exiting = group.create_task(self._watch_guest(guest))
+                beside = [
+                    group.create_task(self._watch_guest(guest)),
+                    group.create_task(keep_memory(self.host, self.folder, self.spec, parts, self._memory_lost)),
+                ]
                 with contextlib.suppress(ArchitectError):
                     async with contextlib.aclosing(parts.machine.events()) as events:
                         async for event in events:
                             if isinstance(event, MachineEnded):
-                                await self._machine_ended(event, exiting)
+                                self.machine_end = event.last_words or f"status {event.exit_status}"
+                                await self.close_books()
                                 break
-                exiting.cancel()
+                for task in beside:
+                    task.cancel()
         except* ArchitectError as errors:
             for error in errors.exceptions:
                 _log.error("vm %s: %s", self.record.request.name, error)
 
     async def _watch_guest(self, guest: GuestSession) -> None:
-        async with guest.connected():
-            exit_code = await guest.channel.wait_exit()
-            self.note(exit_code=exit_code)
-            await guest.power_off()
-            await asyncio.sleep(EXIT_GRACE_S)
-            if self.parts is not None:
-                await self.parts.machine.kill()
+        """Until the workload ends. A guest that breaks the channel's rules is heard no more, but still watched over."""
+        try:
+            async with guest.connected():
+                exit_code = await guest.channel.wait_exit()
+                self.note(exit_code=exit_code)
+                await guest.power_off()
+                await asyncio.sleep(EXIT_GRACE_S)
+                if self.parts is not None and self.record.phase is VmPhase.RUNNING:
+                    await self.parts.machine.kill()
+        except ArchitectError as error:
+            _log.error("vm %s: %s", self.record.request.name, error)
 
-    async def _machine_ended(self, event: MachineEnded, exiting: asyncio.Task[None]) -> None:
-        """QEMU is gone: give the guest's last words a moment to arrive, then close the books."""
+    async def _memory_lost(self, reason: str) -> None:
+        if self.record.phase is VmPhase.RUNNING:
+            await self.finish(VmState.LOST, f"{reason}; no checkpoint exists")
+
+    async def close_books(self) -> None:
+        """QEMU is gone: say what became of the VM. While it moves, the end of the move says that, and then asks here again."""
         record = self.record
-        if record.phase in (VmPhase.DEPARTED, VmPhase.OVER):
+        if record.phase is not VmPhase.RUNNING and (record.phase is not VmPhase.CREATING or record.exit_code is None):
             return
         if record.exit_code is not None:
             await self.finish(VmState.STOPPED if record.stop_asked else VmState.EXITED, "")
         elif record.stop_asked:
             await self.finish(VmState.STOPPED, "")
-        elif record.phase is VmPhase.RUNNING:
-            words = event.last_words or f"status {event.exit_status}"
-            await self.finish(VmState.LOST, f"QEMU ended on host {self.host.config.name} ({words}); no checkpoint exists")
+        else:
+            reason = f"QEMU ended on host {self.host.config.name} ({self.machine_end}); no checkpoint exists"
+            await self.finish(VmState.LOST, reason)
 
     async def finish(self, state: VmState, reason: str) -> None:
         """The VM is over: note it, let go of all it had but record and output. Idempotent."""
         if self.record.phase is VmPhase.OVER:
             return
         self.note(phase=VmPhase.OVER, end_state=state, reason=reason)
-        await destroy_parts(self.host, self.folder, self.record.request.vni, self.parts, keep_log=True)
-        self.parts = None
-        self.host.release(self.record.id)
+        await self.give_up_parts()
         self.log.end()
         self.ended.set()
         self.host.changed()
+
+    async def give_up_parts(self) -> None:
+        """End what runs of the VM here and give its room back; record and output stay. Idempotent."""
+        await destroy_parts(self.host, self.folder, self.record.request.vni, self.parts, keep_log=True)
+        self.parts = None
+        self.host.release(self.record.id)
 
     async def unwatch(self) -> None:
         """Stop watching: the VM leaves, or is destroyed by somebody who knows why. Idempotent."""

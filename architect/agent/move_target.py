@@ -11,18 +11,20 @@ from architect.agent.host import Host
 from architect.agent.hosted_vm import HostedVm
 from architect.agent.move_shared import connect_unix
 from architect.agent.move_source import close_tunnels, parts_of
-from architect.agent.vm_parts import start_incoming
+from architect.agent.vm_parts import VmParts, start_incoming
 from architect.conduit.layout import PortState
 from architect.drafter.disk_export import start_incoming_export, stop_incoming_export
 from architect.drafter.disk_postcopy import attach_remote, complete_stream, start_stream
 from architect.drafter.overlay import create_overlay
-from architect.errors import ArchitectError, LostError
+from architect.errors import ArchitectError, LostError, UnavailableError
 from architect.migration.source_actions import POSTCOPY_TUNNEL
 from architect.migration.target_ports import MemoryListener
 from architect.model.ids import MigrationId
 from architect.model.vm_spec import VmSpec
+from architect.silo.memory_client import MemoryProcess
 
 DISK_FILL_TIMEOUT_S = 3600.0
+REPLACED_WITHIN_S = 30.0
 
 
 class TargetMachine:
@@ -33,6 +35,7 @@ class TargetMachine:
         self._vm = vm
         self._group = group
         self._remote: socket.socket | None = None
+        self._is_ours = False
 
     async def start_incoming(self, spec: VmSpec) -> str:
         """As the port says."""
@@ -60,22 +63,24 @@ class TargetMachine:
         """As the port says."""
         await parts_of(self._vm).machine.load_device_state(state)
 
+    async def is_alive(self) -> bool:
+        """As the port says."""
+        return parts_of(self._vm).machine.is_running
+
     async def resume(self) -> float:
         """As the port says."""
+        self._is_ours = True
         return await parts_of(self._vm).machine.resume()
 
     async def wait_disk_present(self) -> None:
-        """As the port says."""
-        if self._remote is None:
-            return
+        """As the port says. It asks QEMU: an agent before us may have attached the disk."""
         machine = parts_of(self._vm).machine
         try:
             await start_stream(machine)
             await complete_stream(machine, DISK_FILL_TIMEOUT_S)
         except ArchitectError as error:
             raise LostError(f"disk of vm {self._vm.record.request.name}", error.cause, error.next_step) from error
-        self._remote.close()
-        self._remote = None
+        self._close_remote()
 
     async def run_hook(self, name: str) -> None:
         """As the port says."""
@@ -88,11 +93,18 @@ class TargetMachine:
             await self._vm.guest.sync_clock()
 
     async def destroy(self) -> None:
-        """As the port says."""
+        """As the port says. Of a VM that was ours, and is lost, record and output stay for its owner to see."""
+        self._close_remote()
+        if self._is_ours:
+            await self._vm.unwatch()  # or it would report the end of QEMU as the reason
+            await self._vm.give_up_parts()
+        else:
+            await self._vm.destroy()
+
+    def _close_remote(self) -> None:
         if self._remote is not None:
             self._remote.close()
             self._remote = None
-        await self._vm.destroy()
 
 
 class TargetMemory:
@@ -121,8 +133,26 @@ class TargetMemory:
         return await parts_of(self._vm).memory.full_hash()
 
     async def wait_all_present(self) -> None:
-        """As the port says."""
-        await parts_of(self._vm).memory.wait_all_present()
+        """As the port says. A memory process that was killed meanwhile is replaced, and goes on where it was."""
+        parts = parts_of(self._vm)
+        while True:
+            memory = parts.memory
+            try:
+                await memory.wait_all_present()
+                return
+            except UnavailableError:
+                if not memory.is_closed:
+                    raise
+                await self._wait_replaced(parts, memory)
+
+    async def _wait_replaced(self, parts: VmParts, ended: MemoryProcess) -> None:
+        """Until the VM's watch has replaced the memory process that ended."""
+        try:
+            async with asyncio.timeout(REPLACED_WITHIN_S):
+                while parts.memory is ended:  # noqa: ASYNC110 rare, and short
+                    await asyncio.sleep(0.02)
+        except TimeoutError as error:
+            raise LostError(f"memory of vm {self._vm.record.request.name}", "its memory process ended", "see its log") from error
 
     async def abort_target(self) -> None:
         """As the port says."""

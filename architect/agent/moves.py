@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from architect.agent.hold_points import HoldPoints
 from architect.agent.host import Host
 from architect.agent.hosted_vm import HostedVm
 from architect.agent.move_shared import Bases, TargetDial, VmAtEdge, VmLog
@@ -23,7 +24,8 @@ from architect.errors import ArchitectError, ConflictError
 from architect.migration.handover_plan import HandoverPlan
 from architect.migration.handover_source import HandoverSource
 from architect.migration.handover_target import HandoverTarget
-from architect.migration.source_ports import Handover, SourcePorts
+from architect.migration.ports import EdgePort
+from architect.migration.source_ports import Handover, SourceFlowPort, SourcePorts
 from architect.migration.target_ports import TargetPorts
 from architect.model.handover_state import HandoverState
 from architect.model.ids import HostName, MigrationId, VmId
@@ -48,6 +50,7 @@ class Moves:
         self._group = group
         self.source = HandoverSource(self, host.clock, host.entropy)
         self.target = HandoverTarget(host.facts, self, host.clock, host.entropy)
+        self._holds = HoldPoints(Path(host.config.state_dir))
         self._peers = 0
 
     async def run(self) -> None:
@@ -87,6 +90,9 @@ class Moves:
             raise ConflictError(f"vm {vm.record.request.name}", f"is {state}", "move it when it runs")
         if request.target.name == self._host.config.name:
             raise ConflictError(f"vm {vm.record.request.name}", f"is on host {request.target.name} already", "choose another host")
+        if vm.parts is None or not vm.parts.machine.is_running:
+            raise ConflictError(f"vm {vm.record.request.name}", "has just ended or is being found again", "try again in a moment")
+        await self.target.let_go(request.vm)  # or it would steer back, by the same term
         vm.note(phase=VmPhase.OUTGOING, migration=request.migration, peer=request.target.name)
         return self.outgoing(vm, request)
 
@@ -114,7 +120,7 @@ class Moves:
             Bases(host),
             host.ownership,
         )
-        return Handover(plan, ports, TargetDial(host, request.target))
+        return Handover(plan, self._holds.around(ports), TargetDial(host, request.target))
 
     def keep(self, plan: HandoverPlan) -> None:
         """As the port says."""
@@ -128,10 +134,12 @@ class Moves:
     def ended(self, report: MigrationReport, term: int, keeps: bool) -> None:
         """As the port says."""
         vm = self._table.get(report.vm)
-        if keeps and vm is not None:
-            vm.note(phase=VmPhase.RUNNING, term=term, last_move=report, migration=MigrationId(""), peer="")
-        else:
+        if not keeps or vm is None:
             self._table.depart(report)
+        elif vm.record.phase is not VmPhase.OVER:
+            vm.note(phase=VmPhase.RUNNING, term=term, last_move=report, migration=MigrationId(""), peer="")
+            if vm.parts is None or not vm.parts.machine.is_running:
+                self._group.create_task(vm.close_books())
 
     # TargetHostPort
 
@@ -160,10 +168,11 @@ class Moves:
     def incoming(self, vm: HostedVm, request: Prepare) -> TargetPorts:
         """The ports to a VM that comes."""
         host = self._host
-        return TargetPorts(
+        ports = TargetPorts(
             TargetMachine(host, vm, self._group), TargetMemory(host, vm), TargetFlows(host, vm, request.source.address),
             VmAtEdge(host, vm.spec), VmLog(vm), Bases(host), host.ownership,
         )  # fmt: skip
+        return self._holds.around(ports)
 
     def taken_over(self, migration: MigrationId, spec: VmSpec, term: int) -> None:
         """As the port says."""
@@ -184,6 +193,8 @@ class Moves:
         """As the port says."""
         found = self._table.get(vm)
         if found is not None:
+            term = found.record.term + (found.record.phase is VmPhase.INCOMING)  # its record exists, or it could not be lost
+            found.note(term=term)
             self._group.create_task(found.finish(VmState.LOST, reason))
 
     def abandoned(self, vm: VmId, source: HostName, reason: str) -> None:
@@ -191,11 +202,20 @@ class Moves:
         _log.info("vm %s did not come from host %s: %s", vm, source, reason)
         self._table.drop(vm)
 
+    def claim_ports(self, vm: HostedVm) -> tuple[SourceFlowPort, EdgePort]:
+        """What `HandoverSource.reclaim` needs of a VM that is here."""
+        return SourceFlows(self._host, vm), VmAtEdge(self._host, vm.spec)
+
     # requests
 
     async def migrate(self, request: MigrateVm, on_report: object) -> MigrationReport:
-        """Move a VM; `on_report` is called with each report."""
+        """Move a VM; `on_report` is called with each report. A move that an agent before us ended is told by its id, too."""
         assert callable(on_report)
+        if (vm := self._table.get(request.vm)) is not None:
+            await vm.taken_up.wait()
+            last = vm.record.last_move
+            if last is not None and last.id == request.migration and last.state.is_terminal:
+                return last
         return await self.source.migrate(request, on_report)
 
     def moving(self, vm: VmId) -> MigrationReport | None:

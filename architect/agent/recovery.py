@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 
@@ -17,24 +19,25 @@ from architect.agent.moves import Moves
 from architect.agent.vm_parts import VmParts, destroy_parts, find_parts
 from architect.agent.vm_record import VmFolder, VmPhase, folders
 from architect.agent.vm_table import VmTable
-from architect.conduit.layout import PortState
 from architect.errors import ArchitectError, NotFoundError
 from architect.migration.found_vm import FoundVerdict, abort_record, resolve_found_paused, resolve_found_running
 from architect.migration.handover_plan import HandoverPlan
 from architect.migration.ports import decided_record
 from architect.model.handover_state import MigrationMode
 from architect.model.ids import HostName
-from architect.model.vm_state import VmState
 from architect.wire.agent_messages import MigrateVm
 from architect.wire.migration_messages import Prepare
 
 _log = logging.getLogger(__name__)
-REATTACH_ATTEMPTS = 5
+REATTACH_S_MAX = 60.0
+RETRY_S = 0.5
+RETRY_S_MAX = 4.0
 _GUEST_STOPPED = ("paused", "prelaunch", "inmigrate", "postmigrate")
+StructT = TypeVar("StructT")
 
 
 async def recover_all(host: Host, table: VmTable, moves: Moves, group: asyncio.TaskGroup) -> None:
-    """Take up every VM that has a folder here. One that cannot be taken up does not keep the others."""
+    """Know every VM that has a folder here, and take each up in a task of its own: one that is slow does not keep the others."""
     for folder in folders(host.vms_dir):
         try:
             await _recover(host, table, moves, group, folder)
@@ -55,52 +58,94 @@ async def _recover(host: Host, table: VmTable, moves: Moves, group: asyncio.Task
     vm = HostedVm(host, folder, record)
     table.add(vm)
     if record.phase is VmPhase.OVER:
+        vm.log.end()
+        vm.ended.set()
         return
     host.reserved[record.id] = record.request.memory_bytes
-    try:
-        parts = await _find(host, folder, vm)
-    except NotFoundError as error:
-        await _gone(table, vm, error)
-        return
-    if record.phase is VmPhase.INCOMING:
-        vm.parts = parts
-        group.create_task(_take_up_incoming(table, moves, vm))
-    elif record.phase is VmPhase.OUTGOING:
-        vm.watch(group, parts, fresh=False)
-        group.create_task(_take_up_outgoing(table, moves, vm, parts))
-    else:
-        await _take_up_running(host, table, group, vm, parts)
+    vm.taken_up.clear()
+    group.create_task(_take_up(_Finding(host, table, moves, group, vm)))
 
 
-async def _find(host: Host, folder: VmFolder, vm: HostedVm) -> VmParts:
-    for attempt in range(REATTACH_ATTEMPTS):
+@dataclass
+class _Finding:
+    """What taking up one VM needs."""
+
+    host: Host
+    table: VmTable
+    moves: Moves
+    group: asyncio.TaskGroup
+    vm: HostedVm
+
+
+async def _take_up(finding: _Finding) -> None:
+    """Take the VM up, however long ownership log or edge are away."""
+    attempt = 0
+    while True:
         try:
-            return await find_parts(host, folder, vm.spec)
-        except NotFoundError:
-            raise
+            await _take_up_once(finding)
+            break
         except ArchitectError as error:
-            _log.warning("vm %s: %s (attempt %d)", vm.record.request.name, error, attempt + 1)
-            await asyncio.sleep(0.5)
-    return await find_parts(host, folder, vm.spec)
+            _log.warning("vm %s: %s (attempt %d)", finding.vm.record.request.name, error, attempt + 1)
+            await asyncio.sleep(min(RETRY_S * 2**attempt, RETRY_S_MAX))
+            attempt += 1
+    finding.vm.taken_up.set()
 
 
-async def _gone(table: VmTable, vm: HostedVm, error: NotFoundError) -> None:
-    """QEMU ended while no agent watched."""
-    record = vm.record
-    if record.phase is VmPhase.INCOMING:
-        await vm.destroy()
-        table.drop(record.id)
-    elif record.exit_code is not None or record.stop_asked:
-        await vm.finish(VmState.STOPPED if record.stop_asked else VmState.EXITED, "")
+async def _take_up_once(finding: _Finding) -> None:
+    vm, phase = finding.vm, finding.vm.record.phase
+    plan = _read(vm, "handover.json", HandoverPlan) if phase is VmPhase.OUTGOING else None
+    prepare = _read(vm, "prepare.json", Prepare)
+    if vm.parts is None:
+        vm.parts = await _find(finding.host, vm)
+    if phase is VmPhase.INCOMING and prepare is None:
+        await vm.destroy()  # nothing had been started for it
+        finding.table.drop(vm.record.id)
+    elif plan is not None:
+        await _take_up_outgoing(finding, plan)
+    elif prepare is not None and (vm.parts is not None or phase is VmPhase.INCOMING):
+        await _take_up_incoming(finding, prepare)
+    elif vm.parts is None:
+        await _gone(vm)
     else:
-        await vm.finish(
-            VmState.LOST, f"QEMU had ended when the agent of host {vm.host.config.name} came back; no checkpoint exists"
-        )
-    _log.info("vm %s: %s", record.request.name, error)
+        await _take_up_running(finding, vm.parts)
 
 
-async def _take_up_running(host: Host, table: VmTable, group: asyncio.TaskGroup, vm: HostedVm, parts: VmParts) -> None:
-    name, record = HostName(host.config.name), vm.record
+def _read(vm: HostedVm, name: str, kind: type[StructT]) -> StructT | None:
+    """What our predecessor kept under that name; None if nothing, or only a part."""
+    try:
+        return msgspec.json.decode((vm.folder.path / name).read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+async def _find(host: Host, vm: HostedVm) -> VmParts | None:
+    """What runs of the VM; None if its QEMU has ended, also by us because it could not be reached for too long."""
+    end_s = host.clock.monotonic_s() + REATTACH_S_MAX
+    while True:
+        try:
+            return await find_parts(host, vm.folder, vm.spec)
+        except NotFoundError as error:
+            vm.machine_end = error.cause
+            return None
+        except ArchitectError as error:
+            _log.warning("vm %s: %s", vm.record.request.name, error)
+            if host.clock.monotonic_s() > end_s:
+                vm.machine_end = f"it could not be reached: {error.cause}"
+                return None
+            await asyncio.sleep(RETRY_S)
+
+
+async def _gone(vm: HostedVm) -> None:
+    """QEMU ended while no agent watched."""
+    vm.machine_end = vm.machine_end or "while no agent watched"
+    if vm.record.phase is VmPhase.OUTGOING:
+        vm.note(phase=VmPhase.RUNNING)  # killed before the first effect of the handover
+    await vm.close_books()
+
+
+async def _take_up_running(finding: _Finding, parts: VmParts) -> None:
+    host, vm, record = finding.host, finding.vm, finding.vm.record
+    name = HostName(host.config.name)
     if await parts.machine.status() in _GUEST_STOPPED:
         at_stake = abort_record(record.id, record.term + 1, name, host.entropy.random_bytes(8).hex(), record.migration)
         decided = await decided_record(host.ownership, at_stake)
@@ -112,43 +157,27 @@ async def _take_up_running(host: Host, table: VmTable, group: asyncio.TaskGroup,
         term = latest.term if latest is not None else record.term
     if verdict is not FoundVerdict.RUN:
         _log.warning("vm %s: another host owns it; this copy is destroyed", record.request.name)
-        vm.parts = parts
         await vm.destroy()
-        table.drop(record.id)
+        finding.table.drop(record.id)
         return
-    vm.note(term=term)
-    if host.datapath.adopt(record.request.vni).state is not PortState.LOCAL:
-        host.datapath.set_local(record.request.vni)
-    await host.edge.steer(record.id, record.request.vni, term, host.config.address, "")
+    vm.note(term=term, phase=VmPhase.RUNNING)
     await parts.machine.resume()
-    vm.watch(group, parts, fresh=False)
+    ports = finding.moves.claim_ports(vm)
+    finding.moves.source.reclaim(record.id, term, host.config.address, *ports)
+    vm.watch(finding.group, parts, fresh=False)
 
 
-async def _take_up_outgoing(table: VmTable, moves: Moves, vm: HostedVm, parts: VmParts) -> None:
+async def _take_up_outgoing(finding: _Finding, plan: HandoverPlan) -> None:
     """The source of a handover: let the engine decide from the ownership log and from what its predecessor remembered."""
-    try:
-        plan = msgspec.json.decode((vm.folder.path / "handover.json").read_bytes(), type=HandoverPlan)
-    except (OSError, msgspec.DecodeError):
-        vm.note(phase=VmPhase.RUNNING)  # killed before the first effect of the handover
-        return
+    vm, moves = finding.vm, finding.moves
+    if vm.parts is not None:
+        vm.watch(finding.group, vm.parts, fresh=False)
     request = MigrateVm(plan.migration, vm.record.id, plan.target, MigrationMode(plan.mode), None, plan.verify)
     handover = msgspec.structs.replace(moves.outgoing(vm, request), plan=plan)
-    is_running = await parts.machine.status() == "running"
-    try:
-        await moves.source.recover(handover, is_running=is_running)
-    except ArchitectError as error:
-        _log.error("vm %s: %s", vm.record.request.name, error)
+    is_running = vm.parts is not None and await vm.parts.machine.status() == "running"
+    moves.source.take_up(handover, is_running=is_running)
 
 
-async def _take_up_incoming(table: VmTable, moves: Moves, vm: HostedVm) -> None:
-    """The target of a handover: the ownership log decides whether it is ours to run."""
-    try:
-        prepare = msgspec.json.decode((vm.folder.path / "prepare.json").read_bytes(), type=Prepare)
-    except (OSError, msgspec.DecodeError):
-        await vm.destroy()
-        table.drop(vm.record.id)
-        return
-    try:
-        await moves.target.recover(prepare, moves.incoming(vm, prepare))
-    except ArchitectError as error:
-        _log.error("vm %s: %s", vm.record.request.name, error)
+async def _take_up_incoming(finding: _Finding, prepare: Prepare) -> None:
+    """The target of a handover, which may be filling: the ownership log decides whether it is ours to run."""
+    await finding.moves.target.recover(prepare, finding.moves.incoming(finding.vm, prepare))

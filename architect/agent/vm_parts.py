@@ -18,11 +18,11 @@ from architect.agent.host import Host
 from architect.agent.vm_record import VmFolder
 from architect.conduit.host_datapath import VmPort
 from architect.conduit.layout import PortState
-from architect.drafter.machine import Machine
+from architect.drafter.machine import Machine, destroy_machine, find_machine
 from architect.drafter.machine_options import DiskPaths, MachineOptions
 from architect.drafter.overlay import create_overlay
 from architect.drafter.template import TemplateOptions, ensure_template, start_from_template
-from architect.errors import ArchitectError, HostError, NotFoundError
+from architect.errors import ArchitectError, HostError, NotFoundError, UnavailableError
 from architect.model.vm_spec import VmSpec
 from architect.silo.memory_client import MemoryOptions, MemoryProcess
 from architect.silo.tracker import MemoryRole
@@ -84,28 +84,43 @@ async def start_incoming(host: Host, folder: VmFolder, spec: VmSpec) -> VmParts:
 async def find_parts(host: Host, folder: VmFolder, spec: VmSpec) -> VmParts:
     """The parts that an agent before us started.
 
+    The memory process first: without one, QEMU may wait for a page and answer nobody.
+
     Raises:
         NotFoundError: QEMU has ended.
-        HostError: the memory process has ended and could not be replaced.
+        HostError, UnavailableError: QEMU runs, but cannot be reached; or its memory process has ended and cannot be replaced.
     """
-    machine = await Machine.reattach(folder.machine)
+    if (process := find_machine(folder.machine)) is None:
+        raise NotFoundError(f"vm {spec.request.name}", "its QEMU has ended", "see the VM's qemu.log")
+    process.close()
+    memory = await replace_memory(host, folder, spec)
     try:
-        memory = await MemoryProcess.reattach(folder.memory)
-        host.datapath.adopt(spec.request.vni, machine.qemu_pid)
+        machine = await Machine.reattach(folder.machine)
+        try:
+            host.datapath.adopt(spec.request.vni, machine.qemu_pid)
+        except BaseException:
+            await machine.detach()
+            raise
     except BaseException:
-        await machine.detach()
+        await memory.close()
         raise
     return VmParts(memory, machine)
 
 
+async def replace_memory(host: Host, folder: VmFolder, spec: VmSpec) -> MemoryProcess:
+    """The VM's memory process, whose QEMU runs: the one that there is, or one that goes on where it was killed."""
+    try:
+        return await MemoryProcess.reattach(folder.memory)
+    except UnavailableError:
+        return await _spawn_memory(host, folder, spec)
+
+
 async def destroy_parts(host: Host, folder: VmFolder, vni: int, parts: VmParts | None, *, keep_log: bool) -> None:
     """End everything of the VM on this host and delete it, but for record and output log if `keep_log`. Idempotent."""
-    machine = parts.machine if parts is not None else None
-    if machine is None:
-        with contextlib.suppress(ArchitectError):
-            machine = await Machine.reattach(folder.machine)
-    if machine is not None:
-        await machine.kill()
+    if parts is not None:
+        await parts.machine.kill()
+    else:
+        await destroy_machine(folder.machine)
     memory = parts.memory if parts is not None else None
     if memory is None:
         with contextlib.suppress(ArchitectError):

@@ -93,14 +93,18 @@ class HandoverSource:
                 running.listeners.remove(on_report)
 
     async def recover(self, handover: Handover, *, is_running: bool) -> HandoverOutcome:
-        """Take up a handover that the agent's predecessor had begun. From the first moment on the VM counts as moving.
+        """Take up a handover that the agent's predecessor had begun, to its end.
 
         :param is_running: whether the VM's machine was found running; it was found paused (or not at all) otherwise.
         """
+        return await asyncio.shield(self.take_up(handover, is_running=is_running))
+
+    def take_up(self, handover: Handover, *, is_running: bool) -> asyncio.Task[HandoverOutcome]:
+        """As `recover`, in a task of this service: from this moment on the VM counts as moving."""
         assert self._group is not None, "run() owns the tasks"
         running = self._running[handover.plan.migration] = _Running(handover.plan.vm)
         running.task = self._group.create_task(self._recover(handover, running, is_running))
-        return await asyncio.shield(running.task)
+        return running.task
 
     def reclaim(self, vm: VmId, term: int, address: str, flows: SourceFlowPort, edge: EdgePort) -> None:
         """Make sure that the VM's packets come here (`address`), and that no other host may speak for it, however long it takes.

@@ -35,6 +35,10 @@ class TargetMachinePort(Protocol):
         """Load it; the guest stays halted."""
         ...
 
+    async def is_alive(self) -> bool:
+        """Whether the machine still exists: asked last before it is claimed, and answered at once."""
+        ...
+
     async def resume(self) -> float:
         """Let the guest run; returns since when (seconds since 1970, from QEMU's RESUME event). A running one goes on."""
         ...

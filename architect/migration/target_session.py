@@ -290,7 +290,7 @@ class TargetSession:
 
     async def _create_record(self) -> TargetEvent:
         request, setting = self.request, self._setting
-        if setting.recovers:
+        if setting.recovers or not await self._ports.machine.is_alive():
             record = abort_record(request.spec.id, request.term + 1, request.source.name, setting.writer, request.migration)
         else:
             record = run_record(request.spec.id, request.term + 1, setting.host, setting.writer, request.migration)

@@ -113,6 +113,10 @@ class MemoryProcess:
         """Whether the connection has ended, with the process or by `close`."""
         return self._channel.is_closed
 
+    async def wait_closed(self) -> None:
+        """Until the connection has ended, with the process or by `close`."""
+        await asyncio.wait([self._task])
+
     def memfd(self) -> int:
         """A new descriptor of the RAM file; the caller closes it.
 

@@ -59,6 +59,11 @@ class SimTargetMachine(SimHooks):
         """As the port says."""
         await self.call("machine.load", lambda: self.qemu().load(state))
 
+    async def is_alive(self) -> bool:
+        """As the port says."""
+        qemu = self.host.qemus.get(self.vm)
+        return qemu is not None and qemu.status is not QemuStatus.DEAD
+
     async def resume(self) -> float:
         """As the port says."""
         return await self.call("machine.resume", lambda: self.qemu().resume())

@@ -1,0 +1,56 @@
+"""What becomes of a VM whose memory process ends, but QEMU does not: another memory process goes on with the same memory.
+
+A VM that came by a move waits at its next page of zeros until then, so it is done at once. A move that was under way fails with the
+connection; the next one starts anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from architect.agent.host import Host
+from architect.agent.vm_parts import VmParts, replace_memory
+from architect.agent.vm_record import VmFolder
+from architect.errors import ArchitectError
+from architect.model.vm_spec import VmSpec
+
+ATTEMPTS = 5
+RETRY_S = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+async def keep_memory(host: Host, folder: VmFolder, spec: VmSpec, parts: VmParts, lost: Callable[[str], Awaitable[None]]) -> None:
+    """Replace the memory process whenever it ends, as long as QEMU runs; calls `lost` with the reason if none can be had."""
+    while True:
+        await parts.memory.wait_closed()
+        if _has_ended(parts):
+            return
+        name = spec.request.name
+        _log.warning("vm %s: its memory process ended; starting another", name)
+        try:
+            await _replace(host, folder, spec, parts)
+        except ArchitectError as error:
+            if _has_ended(parts):
+                return
+            await lost(f"its memory process ended on host {host.config.name} and cannot be replaced ({error.cause})")
+            return
+        _log.warning("vm %s: memory process %d goes on", name, parts.memory.pid)
+
+
+async def _replace(host: Host, folder: VmFolder, spec: VmSpec, parts: VmParts) -> None:
+    for attempt in range(ATTEMPTS):
+        try:
+            parts.memory = await replace_memory(host, folder, spec)
+            return
+        except ArchitectError as error:
+            if attempt + 1 == ATTEMPTS or _has_ended(parts):
+                raise
+            _log.warning("vm %s: memory process: %s", spec.request.name, error)
+            await asyncio.sleep(RETRY_S)
+
+
+def _has_ended(parts: VmParts) -> bool:
+    return not parts.machine.is_running

@@ -10,20 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
-
-import msgspec
 
 from architect.errors import ArchitectError, ConflictError, NotFoundError
 from architect.model.handover_state import HandoverState, MigrationMode
 from architect.model.ids import HostName, MigrationId, VmId
-from architect.model.image import BaseDiskRef, ProcessConfig
 from architect.model.notice import Notice
 from architect.model.sizes import GIB
-from architect.model.vm_spec import MachineSpec, VmRequest, VmSpec
+from architect.model.vm_spec import VmRequest
 from architect.model.vm_state import VmState
 from architect.runtime.rpc import Call, Channel, Handler
+from architect.testing.fake_vm import FakeMove, FakeVm, fake_facts
 from architect.version import VERSION
 from architect.wire.agent_messages import (
     AcknowledgeNotice,
@@ -45,7 +43,6 @@ from architect.wire.agent_messages import (
     RemoveVm,
     RunVm,
     StopVm,
-    VmObservation,
     VmStatus,
     Welcome,
 )
@@ -60,45 +57,6 @@ MOVE_STEPS = (
 )
 
 Connect = Callable[[Handler], Awaitable[Channel]]
-
-
-@dataclass
-class FakeVm:
-    """A VM on a host."""
-
-    request: VmRequest
-    term: int
-    state: VmState = VmState.CREATING
-    exit_code: int | None = None
-    reason: str = ""
-    log: bytearray = field(default_factory=bytearray)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def observation(self) -> VmObservation:
-        """As its host reports it."""
-        return VmObservation(
-            self.request.id, self.state, self.term, spec=_spec(self.request), reason=self.reason, exit_code=self.exit_code
-        )
-
-    def touch(self) -> None:
-        """Wake who waits for a change."""
-        self.changed.set()
-        self.changed = asyncio.Event()
-
-
-@dataclass
-class FakeMove:
-    """A handover under way."""
-
-    report: MigrationReport
-    error: ArchitectError | None = None
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def advance(self, state: HandoverState, **more: Any) -> None:
-        """Enter a state and wake who follows."""
-        self.report = msgspec.structs.replace(self.report, state=state, **more)
-        self.changed.set()
-        self.changed = asyncio.Event()
 
 
 class FakeWorld:
@@ -381,32 +339,3 @@ async def _until_end(queue: asyncio.Queue[tuple[bytes, bool]]) -> AsyncIterator[
             yield data
         if is_end:
             return
-
-
-def fake_facts(name: str, memory_bytes: int = 2 * GIB, provider: str = "aws", port: int = 7402) -> HostFacts:
-    """Facts of a host that does not exist."""
-    return HostFacts(
-        name=HostName(name),
-        provider=provider,
-        region=f"{provider}-region-1",
-        address="127.0.0.1",
-        migration_port=port,
-        memory_bytes=memory_bytes,
-        cpus=4,
-        accelerator="tcg",
-        qemu_version="7.2.0",
-        tsc_khz=2_000_000,
-        kernel_release="6.18",
-        kernel_sha256="0" * 64,
-        initramfs_sha256="0" * 64,
-    )
-
-
-def _spec(request: VmRequest) -> VmSpec:
-    return VmSpec(
-        request,
-        MachineSpec(request.cpus, request.memory_bytes, request.mtu, "0" * 64, "0" * 64),
-        BaseDiskRef("0" * 64, GIB),
-        ProcessConfig(("/init",)),
-        "02:00:00:00:00:01",
-    )

@@ -1,0 +1,146 @@
+"""The benchmark's contact to a guest: the probe that measures its gaps, and the orders that halt its writing or let it go on.
+
+Both talk to bench/image/guest.c by UDP, for both engines alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from architect.errors import ArchitectError, LostError, UnavailableError
+from architect.model.sizes import MIB, PAGE_BYTES
+from bench.gap_window import GapReport
+from bench.results import Gap
+
+GUEST_PORT = 7001
+ORDER_TIMEOUT_S = 0.5
+READY_TIMEOUT_S = 120.0
+REPORT_TIMEOUT_S = 5.0
+_PREFIX = b"BENCHCTL"
+_WRITTEN = re.compile(r"written=(\d+)")
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+class GuestContact:
+    """Orders to the guest at `address`:`port`, and a probe of it, as a context. `name` is how errors call it."""
+
+    def __init__(self, name: str, address: str, port: int) -> None:
+        self._name = name
+        self._address = (address, port)
+        self._probe: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> GuestContact:
+        await self.wait_ready()
+        command = (sys.executable, "-m", "bench.gap_probe", self._address[0], str(self._address[1]))
+        self._probe = await asyncio.create_subprocess_exec(
+            *command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if (probe := self._probe) is not None and probe.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                probe.kill()
+            await probe.wait()
+
+    async def work(self) -> None:
+        """Let the guest write its memory. Raises: as `ask`."""
+        await self.ask(b"R")
+
+    async def rest(self) -> None:
+        """Halt its writing: another guest is measured. Raises: as `ask`."""
+        await self.ask(b"H")
+
+    async def written_mib(self) -> float:
+        """How much it has written, as of its last second. Raises: as `ask`."""
+        found = _WRITTEN.search(await self.ask(b"?"))
+        return int(found[1]) * PAGE_BYTES / MIB if found else 0.0
+
+    async def is_well(self) -> bool:
+        """Whether it answers, and has found nothing wrong."""
+        with contextlib.suppress(ArchitectError):
+            return "seconds=" in await self.ask(b"?", 2.0)
+        return False
+
+    async def wait_ready(self) -> None:
+        """Until the verifier has filled its memory.
+
+        Raises:
+            LostError: it failed.
+            UnavailableError: not within READY_TIMEOUT_S.
+        """
+        end_s = time.monotonic() + READY_TIMEOUT_S
+        while True:
+            with contextlib.suppress(UnavailableError):
+                if "seconds=" in await self.ask(b"?", 2.0):
+                    return
+            if time.monotonic() > end_s:
+                raise UnavailableError(self._name, f"is not ready in {READY_TIMEOUT_S:.0f} s", "see its console.log")
+            await asyncio.sleep(0.2)
+
+    async def ask(self, order: bytes, timeout_s: float = 10.0) -> str:
+        """Give an order; the last line that the verifier has said.
+
+        Raises:
+            LostError: its memory is not what it wrote, or it has ended.
+            UnavailableError: no answer within `timeout_s`.
+        """
+        line = await asyncio.to_thread(_ask, self._address, order, timeout_s)
+        if line is None:
+            raise UnavailableError(self._name, f"does not answer in {timeout_s:g} s", "see its console.log")
+        if "FAILED" in line:
+            raise LostError(self._name, line, "report this as a defect of who moved it")
+        return line
+
+    async def reset_gap(self) -> None:
+        """Measure from now on."""
+        await self._order_probe(b"reset\n")
+
+    async def gap(self) -> Gap:
+        """What was measured since `reset_gap`.
+
+        Raises:
+            UnavailableError: the probe is gone.
+        """
+        assert self._probe is not None and self._probe.stdout is not None
+        await self._order_probe(b"report\n")
+        try:
+            async with asyncio.timeout(REPORT_TIMEOUT_S):
+                report = msgspec.json.decode(await self._probe.stdout.readline(), type=GapReport)
+        except (TimeoutError, msgspec.DecodeError) as error:
+            raise UnavailableError(f"probe of {self._name}", str(error) or "is silent", "see its words on stderr") from error
+        return Gap(round(report.gap_ms, 2), report.sent, report.lost, round(report.sender_stall_ms, 2))
+
+    async def _order_probe(self, order: bytes) -> None:
+        assert self._probe is not None and self._probe.stdin is not None
+        try:
+            self._probe.stdin.write(order)
+            await self._probe.stdin.drain()
+        except OSError as error:
+            raise UnavailableError(f"probe of {self._name}", "has ended", "see its words on stderr") from error
+
+
+def _ask(address: tuple[str, int], order: bytes, timeout_s: float) -> str | None:
+    end_s = time.monotonic() + timeout_s
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect(address)
+        while (left_s := end_s - time.monotonic()) > 0:
+            sock.settimeout(min(ORDER_TIMEOUT_S, left_s))
+            try:
+                sock.send(_PREFIX + order)
+                return sock.recv(2048)[len(_PREFIX) :].decode(errors="replace")
+            except TimeoutError:
+                continue
+            except OSError:  # refused: the guest is there, its program not yet
+                time.sleep(min(0.1, left_s))
+    return None

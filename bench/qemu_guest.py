@@ -1,0 +1,130 @@
+"""A QEMU that is moved by QEMU: built from the same parts as ours (kernel, template, devices), but nobody tracks its memory.
+
+The first one of a VM starts from the template and is set up as an agent would do it. Each one after it waits for QEMU's own
+migration, without `-S`: it runs as soon as it can, and not when we say so. They run as root, because QEMU's post-copy needs
+userfaultfd; their guests' CPUs have the priority of ours. Source and target have the same overlay open, as with shared storage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+
+import msgspec
+
+from architect.conduit.tap import Tap
+from architect.drafter.guest_channel import GuestChannel, LogRecord
+from architect.drafter.guest_payloads import GuestConfig
+from architect.drafter.machine import Machine
+from architect.drafter.machine_launch import InheritedFiles
+from architect.drafter.machine_options import BootFiles, DiskPaths, MachineOptions, MachineRecord, write_record
+from architect.drafter.overlay import create_overlay
+from architect.drafter.qemu_process import Jail, QemuProcess, spawn
+from architect.drafter.template import TemplateOptions, ensure_template, start_from_template
+from architect.model.image import ProcessConfig
+from architect.model.vm_spec import DEFAULT_DISK_BYTES, DEFAULT_MTU, MachineSpec
+from bench.qemu_network import BRIDGE_ADDRESS, BRIDGE_MAC, GUEST_ADDRESS, GUEST_MAC, bridged_tap
+
+UID = 0
+READY_TIMEOUT_S = 60.0
+
+
+class QemuVm(msgspec.Struct, frozen=True):
+    """What all QEMUs of one VM have in common. `folder` is the VM's own, `templates` the machine's cache."""
+
+    folder: Path
+    spec: MachineSpec
+    boot: BootFiles
+    base: Path
+    process: ProcessConfig
+    templates: Path
+
+    @property
+    def overlay(self) -> Path:
+        """The disk, for whoever runs the VM."""
+        return self.folder / "overlay.qcow2"
+
+
+class QemuGuest:
+    """One QEMU of a VM and what belongs to it alone: memory, tap, folder. `end` it."""
+
+    def __init__(self, machine: Machine, process: QemuProcess | None, resources: contextlib.ExitStack) -> None:
+        self.machine = machine
+        self._process = process
+        self._resources = resources
+
+    async def end(self) -> None:
+        """Kill it. Idempotent."""
+        await self.machine.kill()
+        if self._process is not None:
+            await _kill(self._process)
+        self._resources.close()
+
+
+async def start_first(vm: QemuVm, name: str) -> QemuGuest:
+    """A new VM with its workload running, on an empty disk. On failure nothing is left running.
+
+    Raises:
+        ArchitectError: QEMU or the guest failed.
+    """
+    await create_overlay(vm.overlay, max(DEFAULT_DISK_BYTES, vm.base.stat().st_size))
+    template = await ensure_template(TemplateOptions(vm.spec, vm.boot), vm.templates)
+    with contextlib.ExitStack() as stack:
+        machine = await start_from_template(template, _options(vm, name, stack))
+        try:
+            await machine.resume()
+            async with GuestChannel(machine.channel_path, "benchmark's guest", _ignore) as channel:
+                await channel.wait_ready(READY_TIMEOUT_S)
+                await channel.configure(GuestConfig("bench", GUEST_ADDRESS, GUEST_MAC, DEFAULT_MTU, (), BRIDGE_ADDRESS, BRIDGE_MAC))
+                await channel.start(vm.process)
+        except BaseException:
+            await asyncio.shield(machine.kill())
+            raise
+        return QemuGuest(machine, None, stack.pop_all())
+
+
+async def start_target(vm: QemuVm, name: str) -> QemuGuest:
+    """A QEMU that waits for `migrate-incoming` and runs the guest by itself afterwards. On failure nothing is left running.
+
+    Raises:
+        ArchitectError: QEMU did not start; see its qemu.log.
+    """
+    with contextlib.ExitStack() as stack:
+        options = msgspec.structs.replace(_options(vm, name, stack), incoming=True)
+        with InheritedFiles(options) as files:
+            command = [word for word in files.command if word != "-S"]
+            process = spawn(command, Jail(UID, None), files.numbers, options.run_dir, options.run_dir / "qemu.log")
+        try:
+            write_record(options.run_dir, MachineRecord(options.name, process.identity, options.spec, False, False))
+            machine = await Machine.reattach(options.run_dir)
+            process.calm()
+        except BaseException:
+            await asyncio.shield(_kill(process))
+            raise
+        return QemuGuest(machine, process, stack.pop_all())
+
+
+def _options(vm: QemuVm, name: str, stack: contextlib.ExitStack) -> MachineOptions:
+    run_dir = vm.folder / name
+    run_dir.mkdir()
+    ram = os.memfd_create(f"bench-{name}", os.MFD_CLOEXEC)
+    stack.callback(os.close, ram)
+    os.ftruncate(ram, vm.spec.memory_bytes)
+    tap: Tap = stack.enter_context(bridged_tap(f"bench-{name}"))
+    return MachineOptions(
+        name=f"bench-{name}", run_dir=run_dir, spec=vm.spec, boot=vm.boot, ram_fd=ram, mac=GUEST_MAC,
+        disk=DiskPaths(vm.overlay, vm.base), tap_fd=tap.fd, uid=UID,
+    )  # fmt: skip
+
+
+async def _kill(process: QemuProcess) -> None:
+    process.kill()
+    with contextlib.suppress(TimeoutError):
+        await process.wait(10)
+    process.close()
+
+
+async def _ignore(record: LogRecord) -> None:
+    """What the guest has to say, it says to whoever asks (guest_contact)."""

@@ -58,7 +58,8 @@ class SourceMachine:
         progress = await DiskMirror(parts_of(self._vm).machine).progress()
         if progress is None:
             raise HostError(f"disk of vm {self._vm.record.request.name}", "its mirror has ended early", "see the target's disk")
-        return MirrorProgress(progress.is_ready, progress.done_bytes, progress.total_bytes)
+        sent_bytes = (await parts_of(self._vm).memory.status()).tunnel_bytes_sent
+        return MirrorProgress(progress.is_ready, progress.done_bytes, progress.total_bytes, sent_bytes)
 
     async def finish_mirror(self) -> None:
         """As the port says."""

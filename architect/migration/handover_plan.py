@@ -98,11 +98,13 @@ class MemoryProgress(msgspec.Struct, frozen=True):
 
 
 class MirrorProgress(msgspec.Struct, frozen=True):
-    """How far the disk mirror is. `is_ready`: it follows the guest's writes and can be ended at once."""
+    """How far the disk mirror is. `is_ready`: it follows the guest's writes and can be ended at once. Done and total count holes,
+    too; `sent_bytes` is what crossed the wire."""
 
     is_ready: bool
     done_bytes: int
     total_bytes: int
+    sent_bytes: int = 0
 
 
 class MemoryCut(msgspec.Struct, frozen=True):

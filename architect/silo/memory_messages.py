@@ -53,6 +53,7 @@ class MemoryStatus(_Message, frozen=True):
     pages_left: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
+    tunnel_bytes_sent: int = 0
     zero_faults: FaultReport = FaultReport()
     remote_faults: FaultReport = FaultReport()
     error: str = ""

@@ -276,6 +276,7 @@ class MemoryService:
             pages_left=left,
             bytes_sent=self._source.bytes_sent if self._source else 0,
             bytes_received=received,
+            tunnel_bytes_sent=self._tunnels.bytes_sent,
             zero_faults=faults.zero_latency.report() if faults else m.FaultReport(),
             remote_faults=faults.remote_latency.report() if faults else m.FaultReport(),
             error=self._error,

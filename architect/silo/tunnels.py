@@ -64,6 +64,12 @@ class Tunnels:
         tunnel.close()
         return tunnel.bytes
 
+    @property
+    def bytes_sent(self) -> int:
+        """What the open tunnels have carried to the peer."""
+        with self._lock:
+            return sum(tunnel.bytes.sent for tunnel in self._tunnels.values())
+
     def close_all(self) -> None:
         """Close all."""
         for name in list(self._tunnels):

@@ -91,6 +91,12 @@ def _mirror_s(facts: CutFacts) -> float:
     return (mirror.total_bytes - mirror.done_bytes) / max(facts.disk_rate, NO_TRAFFIC_BYTES_PER_S)
 
 
+def _whole_disk_s(facts: CutFacts) -> float:
+    """Time to send the whole disk. The mirror's rate counts holes, as its total does, so it may be the higher one."""
+    assert facts.mirror is not None
+    return facts.mirror.total_bytes / max(facts.disk_rate, memory_rate(facts.rounds))
+
+
 def _is_late(facts: CutFacts, send_s: float, usable_s: float, limits: HandoverLimits) -> bool:
     """Whether another round (or poll) might not leave the time for what follows it."""
     next_round_s = max(facts.rounds[-1].duration_s, send_s, limits.poll_interval_s)
@@ -105,7 +111,7 @@ def _later_disk_s(facts: CutFacts) -> float:
     if facts.mode is MigrationMode.PRECOPY:
         return _mirror_s(facts)
     # A post-copy of the disk starts from nothing: the target's fresh overlay takes none of what was mirrored.
-    return min(_mirror_s(facts), mirror.total_bytes / memory_rate(facts.rounds))
+    return min(_mirror_s(facts), _whole_disk_s(facts))
 
 
 def _cut_by_deadline(facts: CutFacts, send_s: float, usable_s: float, limits: HandoverLimits) -> CutDecision:
@@ -119,7 +125,7 @@ def _cut_by_deadline(facts: CutFacts, send_s: float, usable_s: float, limits: Ha
         return _refusal(facts, usable_s, "pre-copy") if send_s > usable_s else CutDecision(CutVerdict.CUT)
     if disk_left and not facts.bulk_overdue and _mirror_s(facts) + send_s + limits.poll_interval_s <= usable_s:
         return CutDecision(CutVerdict.WAIT)
-    disk_s = mirror.total_bytes / memory_rate(facts.rounds) if mirror is not None and disk_left else 0.0
+    disk_s = _whole_disk_s(facts) if disk_left else 0.0
     if send_s + disk_s > usable_s:
         return _refusal(facts, usable_s, "post-copy")
     postcopy = facts.bulk_overdue or send_s > limits.pause_tolerable_s

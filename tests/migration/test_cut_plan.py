@@ -70,6 +70,14 @@ def test_the_deadline_turns_a_disk_that_cannot_be_ready_into_postcopy() -> None:
     assert decision == CutDecision(CutVerdict.CUT, postcopy=False, disk_postcopy=True)
 
 
+def test_a_disk_that_is_mostly_holes_may_still_go_postcopy() -> None:
+    sparse = MirrorProgress(False, 6 * 1024 * MIB, 8 * 1024 * MIB)
+    decision = decide(
+        (stats(10),), mirror=sparse, disk_rate=1024 * MIB, remaining_s=LIMITS.notice_margin_s + 8.1, bulk_overdue=True
+    )
+    assert decision == CutDecision(CutVerdict.CUT, postcopy=True, disk_postcopy=True)
+
+
 def test_a_move_that_cannot_end_before_the_host_goes_is_refused_with_its_numbers() -> None:
     decision = decide((stats(250_000),), remaining_s=LIMITS.notice_margin_s + 3.0)
     assert decision.verdict is CutVerdict.REFUSE

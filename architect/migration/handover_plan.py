@@ -19,6 +19,8 @@ class HandoverLimits(msgspec.Struct, frozen=True):
 
     `pause_budget_s` is what sending the last dirty pages may take for a cut to be due; `pause_tolerable_s` what `auto` accepts
     before it prefers post-copy when the dirty set does not shrink. `notice_margin_s` is kept free before the host goes.
+    `status_hold_s` is how long pages and blocks are kept for a target that took the VM over and cannot be reached: it may come back,
+    and nobody else has them.
     """
 
     pause_budget_s: float = 0.010
@@ -44,7 +46,7 @@ class HandoverLimits(msgspec.Struct, frozen=True):
     insist_attempts_max: int = 5
     alive_interval_s: float = 2.0
     silence_max_s: float = 30.0
-    status_hold_s: float = 30.0
+    status_hold_s: float = 600.0
     part_bytes: int = 2 << 20
     memory_streams: int = 2
     verify_bytes_per_s: float = 100e6

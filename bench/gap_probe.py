@@ -1,7 +1,8 @@
 """The client outside: `python -m bench.gap_probe ADDRESS PORT` sends a datagram every millisecond and measures silences.
 
 A process of its own at real-time priority, so that neither the benchmark's work nor the VM takes its turns; arrivals are stamped by
-the kernel. Orders come as lines on stdin: `reset` begins a window, `report` prints it as a line of JSON, the end of stdin ends it.
+the kernel. Orders come as lines on stdin: `reset` begins a window, `report` prints it as a line of JSON, `quiet` and `loud` stop
+and start the sending, the end of stdin ends it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from bench.gap_window import GapWindow
 
 INTERVAL_S = 0.001
 BEHIND_S_MAX = 0.005
+QUIET_S = 0.1
 _NUMBER = struct.Struct("<Q")
 _STAMP = struct.Struct("@qq")
 _SO_TIMESTAMPNS = 35
@@ -36,18 +38,27 @@ def main(address: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         probe.setblocking(False)
         probe.connect((address, port))
-        next_s = time.time()
+        next_s, is_quiet = time.time(), False
         while True:
             now_s = time.time()
-            if now_s >= next_s:
+            if is_quiet:
+                window.pause()
+                next_s = now_s + QUIET_S
+            elif now_s >= next_s:
                 with contextlib.suppress(OSError):  # nobody listens yet, or no way there: it counts as not answered
                     probe.send(_NUMBER.pack(window.sent(now_s)) + _PADDING)
                 next_s = max(next_s + INTERVAL_S, now_s - BEHIND_S_MAX)
             ready, _, _ = select.select([probe, sys.stdin], [], [], max(0.0, next_s - time.time()))
             if probe in ready:
                 _receive(probe, window)
-            if sys.stdin in ready and not _obey(window):
-                return
+            if sys.stdin in ready:
+                orders = os.read(sys.stdin.fileno(), 256).decode().split()
+                if not orders:
+                    return
+                for order in orders:
+                    is_quiet = order == "quiet" or (is_quiet and order != "loud")
+                    _obey(order, window)
+                next_s = time.time()
 
 
 def _receive(probe: socket.socket, window: GapWindow) -> None:
@@ -60,14 +71,14 @@ def _receive(probe: socket.socket, window: GapWindow) -> None:
                 window.received(int.from_bytes(data[: _NUMBER.size], "little"), arrived_s)
 
 
-def _obey(window: GapWindow) -> bool:
-    order = os.read(sys.stdin.fileno(), 64).decode().strip()
-    if order == "reset":
+def _obey(order: str, window: GapWindow) -> None:
+    if order == "loud":
+        window.pause()
+    elif order == "reset":
         window.reset()
     elif order == "report":
         sys.stdout.buffer.write(msgspec.json.encode(window.report(time.time())) + b"\n")
         sys.stdout.buffer.flush()
-    return bool(order)
 
 
 if __name__ == "__main__":

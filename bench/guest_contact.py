@@ -19,7 +19,7 @@ import msgspec
 
 from architect.errors import ArchitectError, LostError, UnavailableError
 from architect.model.sizes import MIB, PAGE_BYTES
-from bench.gap_window import GapReport
+from bench.gap_window import GapReport, Silence
 from bench.results import Gap
 
 GUEST_PORT = 7001
@@ -54,11 +54,13 @@ class GuestContact:
             await probe.wait()
 
     async def work(self) -> None:
-        """Let the guest write its memory. Raises: as `ask`."""
+        """Let the guest write its memory, and the probe ask it. Raises: as `ask`."""
+        await self._order_probe(b"loud\n")
         await self.ask(b"R")
 
     async def rest(self) -> None:
-        """Halt its writing: another guest is measured. Raises: as `ask`."""
+        """Halt its writing, and the probe: another guest is measured. Raises: as `ask`."""
+        await self._order_probe(b"quiet\n")
         await self.ask(b"H")
 
     async def written_mib(self) -> float:
@@ -119,7 +121,9 @@ class GuestContact:
                 report = msgspec.json.decode(await self._probe.stdout.readline(), type=GapReport)
         except (TimeoutError, msgspec.DecodeError) as error:
             raise UnavailableError(f"probe of {self._name}", str(error) or "is silent", "see its words on stderr") from error
-        return Gap(round(report.gap_ms, 2), report.sent, report.lost, round(report.sender_stall_ms, 2))
+        silences = tuple(Silence(silence.end_s, round(silence.length_ms, 2)) for silence in report.silences)
+        stall_ms = round(report.sender_stall_ms, 2)
+        return Gap(round(report.gap_ms, 2), report.sent, report.lost, stall_ms, silences, report.lost_at_s)
 
     async def _order_probe(self, order: bytes) -> None:
         assert self._probe is not None and self._probe.stdin is not None

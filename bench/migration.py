@@ -129,7 +129,7 @@ async def _measure(options: Options, scratch: Path) -> None:
             async with running_fabric(scratch / "fabric") as fabric:
                 bench = Bench(options, scratch, cache, files, image, machine.accelerator, fabric)
                 for cell in options.cells:
-                    await _measure_cell(bench, cell, runs)
+                    await _measure_or_note(bench, cell, runs)
                     write(options, machine, runs)
     except BaseException:
         logs = scratch / "fabric" / "logs"
@@ -139,6 +139,19 @@ async def _measure(options: Options, scratch: Path) -> None:
     finally:
         document = write(options, machine, runs)
         print("\n" + table(document.rows, document.ratios) + f"\nwritten to {options.out}", flush=True)
+
+
+async def _measure_or_note(bench: Bench, cell: Cell, runs: list[Run]) -> None:
+    """Measure a cell; if its VMs cannot be had (any more), that is the result of all runs that it lacks."""
+    known = len(runs)
+    try:
+        await _measure_cell(bench, cell, runs)
+    except ArchitectError as error:
+        made = {(run.number, run.engine) for run in runs[known:]}
+        for number, engine in turns(bench.options):
+            if (number, engine) not in made:
+                runs.append(Run(engine, cell, number, time.time(), os.getloadavg()[0], None, None, str(error)))
+        say(f"  the rest of this cell was not measured: {error}")
 
 
 async def _measure_cell(bench: Bench, cell: Cell, runs: list[Run]) -> None:

@@ -115,6 +115,8 @@ class QemuMigration:
         ram = info["ram"]
         assert self._stopped_at_s is not None
         details: dict[str, float | int | str | bool] = {
+            "stopped_at_s": self._stopped_at_s,
+            "resumed_at_s": resumed_s,
             "transfer_s": round(max(completed_s, resumed_s) - asked_s, 4),
             "qemu_downtime_ms": info.get("downtime", -1),
             "qemu_setup_ms": info.get("setup-time", -1),

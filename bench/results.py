@@ -12,6 +12,8 @@ from typing import TypeVar
 
 import msgspec
 
+from bench.gap_window import Silence
+
 ItemT = TypeVar("ItemT")
 
 
@@ -34,13 +36,16 @@ class Cell(msgspec.Struct, frozen=True):
 class Gap(msgspec.Struct, frozen=True):
     """What a client outside saw over one move: a datagram every millisecond, and the longest time without an answer.
 
-    `sender_stall_ms` is the longest time that the client itself failed to send: a gap not much longer than it is noise.
+    `sender_stall_ms` is the longest time that the client itself failed to send: a gap not much longer than it is noise. `silences`
+    are all that were noted, `lost_at_s` when the (first) lost ones were sent; both in seconds since 1970.
     """
 
     gap_ms: float
     sent: int
     lost: int
     sender_stall_ms: float
+    silences: tuple[Silence, ...] = ()
+    lost_at_s: tuple[float, ...] = ()
 
 
 class Span(msgspec.Struct, frozen=True):

@@ -19,7 +19,7 @@ class HandoverLimits(msgspec.Struct, frozen=True):
 
     `pause_budget_s` is what sending the last dirty pages may take for a cut to be due; `pause_tolerable_s` what `auto` accepts
     before it prefers post-copy when the dirty set does not shrink. `notice_margin_s` is kept free before the host goes.
-    `status_hold_s` is how long pages and blocks are kept for a target that took the VM over and cannot be reached: it may come back,
+    `status_hold_s` is how long pages and blocks are kept for a target that took the VM over and cannot be reached: it may return,
     and nobody else has them.
     """
 

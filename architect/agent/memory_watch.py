@@ -13,11 +13,13 @@ from collections.abc import Awaitable, Callable
 from architect.agent.host import Host
 from architect.agent.vm_parts import VmParts, replace_memory
 from architect.agent.vm_record import VmFolder
-from architect.errors import ArchitectError
+from architect.errors import ArchitectError, LostError
 from architect.model.vm_spec import VmSpec
+from architect.silo.memory_client import MemoryProcess
 
 ATTEMPTS = 5
 RETRY_S = 0.5
+REPLACED_WITHIN_S = 30.0
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +40,20 @@ async def keep_memory(host: Host, folder: VmFolder, spec: VmSpec, parts: VmParts
             await lost(f"its memory process ended on host {host.config.name} and cannot be replaced ({error.cause})")
             return
         _log.warning("vm %s: memory process %d goes on", name, parts.memory.pid)
+
+
+async def wait_replaced(vm: str, parts: VmParts, ended: MemoryProcess) -> None:
+    """Until `keep_memory` has replaced the memory process that ended.
+
+    Raises:
+        LostError: there is no other one in time.
+    """
+    try:
+        async with asyncio.timeout(REPLACED_WITHIN_S):
+            while parts.memory is ended:  # noqa: ASYNC110 rare, and short
+                await asyncio.sleep(0.02)
+    except TimeoutError as error:
+        raise LostError(f"memory of vm {vm}", "its memory process ended", "see its log") from error
 
 
 async def _replace(host: Host, folder: VmFolder, spec: VmSpec, parts: VmParts) -> None:

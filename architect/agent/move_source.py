@@ -7,11 +7,12 @@ import contextlib
 
 from architect.agent.host import Host
 from architect.agent.hosted_vm import HostedVm
+from architect.agent.memory_watch import wait_replaced
 from architect.agent.move_shared import connect_unix
 from architect.agent.vm_parts import VmParts
 from architect.drafter.disk_export import start_frozen_export, stop_frozen_export
 from architect.drafter.disk_mirror import DiskMirror
-from architect.errors import HostError
+from architect.errors import HostError, UnavailableError
 from architect.migration.handover_plan import MemoryCut, MemoryProgress, MirrorProgress, RoundStats
 from architect.migration.source_actions import MIRROR_TUNNEL, POSTCOPY_TUNNEL
 from architect.model.ids import MigrationId
@@ -101,12 +102,16 @@ class SourceMemory:
 
     def __init__(self, vm: HostedVm) -> None:
         self._vm = vm
+        self._options: m.SourceOptions | None = None
+        self._opened: MemoryProcess | None = None
+        self._served: tuple[str, str] | None = None
 
     async def open_source(self, session: MigrationId, address: str, port: int, server_name: str, streams: int) -> None:
         """As the port says."""
         memory = parts_of(self._vm).memory
         await close_tunnels(memory)
-        await memory.open_source(m.SourceOptions(session, address, port, server_name, streams))
+        self._options, self._opened = m.SourceOptions(session, address, port, server_name, streams), memory
+        await memory.open_source(self._options)
 
     async def bulk(self) -> RoundStats:
         """As the port says."""
@@ -131,8 +136,27 @@ class SourceMemory:
         return await parts_of(self._vm).memory.full_hash()
 
     async def serve_until_done(self) -> None:
-        """As the port says."""
-        await parts_of(self._vm).memory.serve_until_done()
+        """As the port says. A memory process that was killed meanwhile is replaced, and goes on where it was."""
+        parts = parts_of(self._vm)
+        while True:
+            memory = parts.memory
+            try:
+                await self._open_again(memory)
+                await memory.serve_until_done()
+                return
+            except UnavailableError:
+                if not memory.is_closed:
+                    raise
+                await wait_replaced(self._vm.record.request.name, parts, memory)
+
+    async def _open_again(self, memory: MemoryProcess) -> None:
+        """Connect a memory process that replaces the one that has opened the move."""
+        if self._options is None or memory is self._opened:
+            return
+        await memory.open_source(self._options, resume=True)
+        if self._served is not None:
+            await memory.tunnel_connect(*self._served)
+        self._opened = memory
 
     async def abort_source(self) -> None:
         """As the port says."""
@@ -152,6 +176,7 @@ class SourceMemory:
     async def tunnel_connect(self, name: str, path: str) -> None:
         """As the port says."""
         await parts_of(self._vm).memory.tunnel_connect(name, path)
+        self._served = (name, path)
 
 
 class SourceFlows:

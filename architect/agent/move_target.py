@@ -9,9 +9,10 @@ import socket
 
 from architect.agent.host import Host
 from architect.agent.hosted_vm import HostedVm
+from architect.agent.memory_watch import wait_replaced
 from architect.agent.move_shared import connect_unix
 from architect.agent.move_source import close_tunnels, parts_of
-from architect.agent.vm_parts import VmParts, start_incoming
+from architect.agent.vm_parts import start_incoming
 from architect.conduit.layout import PortState
 from architect.drafter.disk_export import start_incoming_export, stop_incoming_export
 from architect.drafter.disk_postcopy import attach_remote, complete_stream, start_stream
@@ -21,10 +22,8 @@ from architect.migration.source_actions import POSTCOPY_TUNNEL
 from architect.migration.target_ports import MemoryListener
 from architect.model.ids import MigrationId
 from architect.model.vm_spec import VmSpec
-from architect.silo.memory_client import MemoryProcess
 
 DISK_FILL_TIMEOUT_S = 3600.0
-REPLACED_WITHIN_S = 30.0
 
 
 class TargetMachine:
@@ -143,16 +142,7 @@ class TargetMemory:
             except UnavailableError:
                 if not memory.is_closed:
                     raise
-                await self._wait_replaced(parts, memory)
-
-    async def _wait_replaced(self, parts: VmParts, ended: MemoryProcess) -> None:
-        """Until the VM's watch has replaced the memory process that ended."""
-        try:
-            async with asyncio.timeout(REPLACED_WITHIN_S):
-                while parts.memory is ended:  # noqa: ASYNC110 rare, and short
-                    await asyncio.sleep(0.02)
-        except TimeoutError as error:
-            raise LostError(f"memory of vm {self._vm.record.request.name}", "its memory process ended", "see its log") from error
+                await wait_replaced(self._vm.record.request.name, parts, memory)
 
     async def abort_target(self) -> None:
         """As the port says."""
@@ -181,6 +171,7 @@ class TargetFlows:
 
     async def hold(self) -> None:
         """As the port says."""
+        self._host.datapath.tap(self._vni).offer_blank()
         self._host.datapath.set_local(self._vni, self._source)
 
     async def set_local(self) -> None:

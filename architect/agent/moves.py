@@ -20,7 +20,7 @@ from architect.agent.move_source import SourceFlows, SourceMachine, SourceMemory
 from architect.agent.move_target import TargetFlows, TargetMachine, TargetMemory
 from architect.agent.vm_record import VmFolder, VmPhase, VmRecord
 from architect.agent.vm_table import VmTable
-from architect.errors import ArchitectError, ConflictError
+from architect.errors import ArchitectError, ConflictError, UnavailableError
 from architect.migration.handover_plan import HandoverPlan
 from architect.migration.handover_source import HandoverSource
 from architect.migration.handover_target import HandoverTarget
@@ -29,6 +29,7 @@ from architect.migration.source_ports import Handover, SourceFlowPort, SourcePor
 from architect.migration.target_ports import TargetPorts
 from architect.model.handover_state import HandoverState
 from architect.model.ids import HostName, MigrationId, VmId
+from architect.model.ownership import RecordKind
 from architect.model.vm_spec import VmSpec
 from architect.model.vm_state import VmState
 from architect.runtime.rpc import Channel, peer_name
@@ -37,6 +38,7 @@ from architect.wire.agent_messages import MigrateVm, MigrationReport
 from architect.wire.migration_messages import MigrationMessage, Prepare
 
 PEERS_MAX = 64
+RECORD_TIMEOUT_S = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -93,8 +95,26 @@ class Moves:
         if vm.parts is None or not vm.parts.machine.is_running:
             raise ConflictError(f"vm {vm.record.request.name}", "has just ended or is being found again", "try again in a moment")
         await self.target.let_go(request.vm)  # or it would steer back, by the same term
-        vm.note(phase=VmPhase.OUTGOING, migration=request.migration, peer=request.target.name)
+        term = await self._newest_term(vm)
+        vm.note(term=term, phase=VmPhase.OUTGOING, migration=request.migration, peer=request.target.name)
+        # From now on the target may give back what it holds, however far the move comes.
+        self._host.datapath.set_local(vm.record.request.vni, request.target.address)
         return self.outgoing(vm, request)
+
+    async def _newest_term(self, vm: HostedVm) -> int:
+        """The term by which the VM is ours. The log may know a newer one than we do: a target that its agent's successor gave up
+        has written the record that keeps the VM here."""
+        try:
+            async with asyncio.timeout(RECORD_TIMEOUT_S):
+                latest = await self._host.ownership.latest(vm.record.id)
+        except TimeoutError as error:
+            raise UnavailableError("ownership log", f"no answer in {RECORD_TIMEOUT_S:g} s", "try the move again") from error
+        if latest is None or latest.term < vm.record.term:
+            return vm.record.term
+        if latest.kind is RecordKind.END or latest.host != self._host.config.name:
+            cause = f"by record {latest.term} it is not this host's ({latest.kind.value} by {latest.host})"
+            raise ConflictError(f"vm {vm.record.request.name}", cause, "see `architect events`")
+        return latest.term
 
     def outgoing(self, vm: HostedVm, request: MigrateVm) -> Handover:
         """The handover of `request`, with its ports."""

@@ -183,19 +183,19 @@ class AgentService:
     async def _migrate(self, message: MigrateVm, call: Call) -> MigrationProgress:
         reports: asyncio.Queue[MigrationReport] = asyncio.Queue()
         moving = asyncio.ensure_future(self._moves.migrate(message, reports.put_nowait))
+        getting = asyncio.ensure_future(reports.get())
         try:
             while True:
-                getting = asyncio.ensure_future(reports.get())
                 await asyncio.wait((moving, getting), return_when=asyncio.FIRST_COMPLETED)
                 if getting.done():
                     await call.item(MigrationProgress(getting.result()))
                     self._host.changed()
-                else:
-                    getting.cancel()
+                    getting = asyncio.ensure_future(reports.get())
                 if moving.done():
                     return MigrationProgress(moving.result())
         finally:
             moving.cancel()
+            getting.cancel()
 
     async def _read_log(self, message: ReadLog, call: Call) -> Done:
         vm = self._table.find(message.vm)

@@ -2,6 +2,7 @@
 
 The agent makes the tap and passes its descriptor to QEMU, which has a duplicate: both share one queue. Frames that arrive while
 QEMU does not read (a target that has not resumed) stay in the queue in order, up to TAP_QUEUE_FRAMES; more are dropped and counted.
+A QEMU that waits for its state takes one frame all the same, and forgets it: `offer_blank` is for that one.
 A tap lives as long as somebody holds a descriptor, so QEMU keeps it over a restart of the agent.
 """
 
@@ -12,6 +13,7 @@ import ctypes
 import fcntl
 import os
 import select
+import socket
 import struct
 from pathlib import Path
 
@@ -21,6 +23,8 @@ TAP_QUEUE_FRAMES = 20000
 DRAIN_POLL_S = 0.0005
 TIMES_EMPTY = 2
 FRAME_BYTES_MAX = 65536 + 64
+# To nobody, of a type that IEEE 802 keeps for experiments: a VM that gets it drops it.
+BLANK_FRAME = bytes.fromhex("020000000000 020000000000 88b5") + bytes(46)
 _TUNSETIFF = 0x400454CA
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _SYS_PIDFD_OPEN, _SYS_PIDFD_GETFD = 434, 438
@@ -75,6 +79,22 @@ class Tap:
                     f"tap {self.name}", str(error), "the frames that it held are lost; peers send them again"
                 ) from error
         return frames_max
+
+    def offer_blank(self) -> None:
+        """Put a frame without meaning into the queue, for a QEMU that has been started to receive a VM and does not run it yet.
+
+        It reads one frame, finds that it cannot deliver it, reads no more until it runs, and loses that one when it loads its
+        device state (QEMU 7.2, measured: the first frame of each move was lost). Frames behind the blank one stay in the queue.
+
+        Raises:
+            HostError: the tap is gone.
+        """
+        try:
+            with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+                sender.bind((self.name, 0))
+                sender.send(BLANK_FRAME)
+        except OSError as error:
+            raise HostError(f"tap {self.name}", str(error), "see whether the VM's QEMU still runs") from error
 
     def close(self) -> None:
         """Close the descriptor. Idempotent."""

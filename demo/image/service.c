@@ -294,6 +294,8 @@ int main(void)
 	signal(SIGPIPE, SIG_IGN);
 	service.listener = open_port(SOCK_STREAM, STREAM_PORT);
 	service.datagrams = open_port(SOCK_DGRAM, DATAGRAM_PORT);
+	/* What comes while the fuzzer has the processor waits here; the usual 208 KiB hold some 250 datagrams. */
+	setsockopt(service.datagrams, SOL_SOCKET, SO_RCVBUFFORCE, &(int){ 8 << 20 }, sizeof(int));
 	service.status = open_port(SOCK_STREAM, STATUS_PORT);
 	fuzzer_start(&service.fuzzer);
 	while (!is_stopping)

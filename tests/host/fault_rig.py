@@ -1,0 +1,305 @@
+"""Faults for tests of a whole fabric: handovers held at a step, processes killed by what they are, links cut, leftovers."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from architect.clouds.local.layout import StateFolder
+from architect.runtime.namespaces import namespace_path, run_in_namespace
+from architect.runtime.processes import ProcessIdentity, is_alive
+from tests.host.fabric_rig import ARCHITECT, PATIENCE_S, CommandFailedError, FabricRig
+
+TICKS = (
+    "--",
+    "-c",
+    "echo begin; (while true; do nc -l -p 7777 -e cat; done) & i=0; while true; do echo tick $i; i=$((i+1)); sleep 0.2; done",
+)
+"""A program whose output tells whether it was ever stopped, doubled or set back; what is sent to port 7777 comes back."""
+
+
+class Move:
+    """`architect migrate`, under way."""
+
+    def __init__(self, rig: FabricRig, name: str, to: str, mode: str, *words: str) -> None:
+        call = [str(ARCHITECT), "--state-dir", str(rig.state_dir), "--json", "migrate", name, "--to", to, "--mode", mode, *words]
+        self._process: subprocess.Popen[str] = rig.machine.run(
+            lambda: subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+
+    def outcome(self, timeout_s: float = PATIENCE_S) -> tuple[int, str]:
+        """Exit status and last words, once it has ended."""
+        out, err = self._process.communicate(timeout=timeout_s)
+        return self._process.returncode, (err or out).strip()
+
+
+class _RestConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("control", timeout=20)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class FaultRig:
+    """What tests do to a fabric."""
+
+    def __init__(self, rig: FabricRig) -> None:
+        self.rig = rig
+
+    def read(self, path: str) -> Any:
+        """A document of the REST interface, over a restart of the control plane; None where there is none."""
+        end_s = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                with contextlib.closing(_RestConnection(self.rig.state_dir / "control.sock")) as connection:
+                    connection.request("GET", f"/v1/{path}")
+                    answer = connection.getresponse()
+                    return json.loads(answer.read()) if answer.status == 200 else None
+            except (OSError, http.client.HTTPException):
+                if time.monotonic() > end_s:
+                    raise
+                time.sleep(0.2)
+
+    def state(self, name: str) -> str:
+        """The VM's state."""
+        found = self.read(f"vms/{name}")
+        return "" if found is None else str(found["state"])
+
+    # handovers
+
+    def hold_folder(self, host: str) -> Path:
+        return StateFolder(self.rig.state_dir).host(host) / "state" / "hold"
+
+    @contextlib.contextmanager
+    def held(self, name: str, source: str, target: str, step: str, mode: str = "precopy") -> Iterator[Move]:
+        """A move that waits at `step` while the block runs, and goes on (if it still can) after it."""
+        folder = self.hold_folder(source if step.startswith("source") else target)
+        folder.mkdir(exist_ok=True)
+        (folder / f"{step}.reached").unlink(missing_ok=True)
+        (folder / step).touch()
+        try:
+            move = Move(self.rig, name, target, mode)
+            self.rig.wait(f"the move is at {step}", (folder / f"{step}.reached").exists)
+            yield move
+        finally:
+            (folder / step).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def cut_during(self, name: str, source: str, target: str, step: str) -> Iterator[Move]:
+        """A move between whose hosts no packet passes from `step` on, while the block runs."""
+        with contextlib.ExitStack() as cutting:
+            with self.held(name, source, target, step) as move:
+                cutting.enter_context(self.cut(source, target))
+            yield move
+
+    def open_host(self, host: str) -> None:
+        """The host takes VMs again."""
+        with contextlib.closing(_RestConnection(self.rig.state_dir / "control.sock")) as connection:
+            connection.request("POST", f"/v1/hosts/{host}/open")
+            assert connection.getresponse().status == 200
+
+    # processes
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """`architect WORDS`, in the background."""
+        call = [str(ARCHITECT), "--state-dir", str(self.rig.state_dir), *words]
+        return self.rig.machine.run(lambda: subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+
+    @contextlib.contextmanager
+    def supervisor_stopped(self) -> Iterator[None]:
+        """Nothing that dies is started again while the block runs."""
+        (supervisor,) = self.rig.processes("architect supervisor")
+        os.kill(supervisor.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(supervisor.pid, signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def strange_agent(self, host: str, stand_in: str) -> Iterator[None]:
+        """The host's agent is another one while the block runs: `strange_agent.STAND_INS` says how it differs."""
+        config = StateFolder(self.rig.state_dir).host(host) / "config.json"
+        call = [sys.executable, "-m", "tests.host.strange_agent", stand_in, "--config", str(config)]
+        with self.supervisor_stopped():
+            agent = self.agent(host)
+            self.kill(agent)
+            with (self.rig.state_dir / "logs" / f"strange-{stand_in}.log").open("ab") as log:
+                stranger = run_in_namespace(
+                    namespace_path(self.namespace(host)), lambda: subprocess.Popen(call, stdout=log, stderr=log)
+                )
+            try:
+                yield
+            finally:
+                stranger.kill()
+                stranger.wait()
+
+    def has_begun(self, host: str, stage: int) -> bool:
+        """Whether a VM is being made there: 0: it has a folder, 1: its memory process runs, 2: its QEMU."""
+        folder = StateFolder(self.rig.state_dir).host(host) / "state" / "vms"
+        wanted = ("vm.json", "memory/memory.pid", "qemu/machine.json")[stage]
+        return any(folder.glob(f"vm-*/{wanted}"))
+
+    def agent(self, host: str) -> ProcessIdentity:
+        """The host's agent."""
+        return _one(self.rig.processes("architect agent", f"/{host}/"), f"agent of {host}")
+
+    def memory(self, host: str, vm: str) -> ProcessIdentity:
+        """The VM's memory process on the host."""
+        return _one(self.memories(host, vm), f"memory process of {vm} on {host}")
+
+    def memories(self, host: str, vm: str) -> list[ProcessIdentity]:
+        return self.rig.processes("memory_main", f"/hosts/{host}/", vm)
+
+    def qemu(self, host: str, vm: str) -> ProcessIdentity:
+        """The VM's QEMU on the host."""
+        namespace = os.stat(namespace_path(self.namespace(host)))
+        here = [process for process in self.rig.machine_processes(vm) if _is_inside(process, namespace.st_ino)]
+        return _one(here, f"QEMU of {vm} on {host}")
+
+    def kill(self, process: ProcessIdentity) -> None:
+        """`kill -9`, and wait until it is gone."""
+        os.kill(process.pid, signal.SIGKILL)
+        self.rig.wait(f"process {process.pid} is gone", lambda: not is_alive(process))
+
+    # network
+
+    @property
+    def fabric(self) -> str:
+        return StateFolder(self.rig.state_dir).fabric
+
+    def namespace(self, host: str) -> str:
+        return f"arc-{self.fabric}-host-{host}"
+
+    def address(self, host: str) -> str:
+        """The host's underlay address."""
+        config: Any = json.loads((StateFolder(self.rig.state_dir).host(host) / "config.json").read_bytes())
+        return str(config["address"])
+
+    @contextlib.contextmanager
+    def cut(self, one: str, other: str) -> Iterator[None]:
+        """No packet passes between two hosts while the block runs; both reach everybody else."""
+        pairs = [(self.address(one), self.address(other)), (self.address(other), self.address(one))]
+        self._filter("-I", pairs)
+        try:
+            yield
+        finally:
+            self._filter("-D", pairs)
+
+    def _filter(self, what: str, pairs: list[tuple[str, str]]) -> None:
+        for source, target in pairs:
+            call = ["iptables", "-w", what, "FORWARD", "-s", source, "-d", target, "-j", "DROP"]
+            run_in_namespace(
+                namespace_path(f"arc-{self.fabric}-internet"),
+                lambda: subprocess.run(call, check=True),  # noqa: B023 run at once
+            )
+
+    # what must hold afterwards
+
+    def ticks(self, name: str) -> list[int]:
+        """The numbers that the VM's program has printed."""
+        return [int(word) for word in re.findall(r"^tick (\d+)$", self.rig.log(name), re.MULTILINE)]
+
+    def assert_lives(self, name: str, vm: str) -> str:
+        """Exactly one copy runs, nothing that it said is lost or doubled, and its port answers; returns its host."""
+        rig = self.rig
+        rig.wait("it is seen running", lambda: self.state(name) == "running")
+        rig.wait("one copy is left", lambda: len(rig.machine_processes(vm)) == 1)
+        before = len(self.ticks(name))
+        rig.wait(f"{name} goes on", lambda: len(self.ticks(name)) > before + 2)
+        seen = self.ticks(name)
+        assert seen == list(range(len(seen)))
+        found = self.read(f"vms/{name}")
+        host = str(found["host"])
+        assert _is_inside(rig.machine_processes(vm)[0], os.stat(namespace_path(self.namespace(host))).st_ino)
+        self.assert_answers(found["endpoints"][0]["port"])
+        self.assert_clean(name, vm, host)
+        return host
+
+    def assert_answers(self, port: int) -> None:
+        """What is sent to the published port comes back."""
+        with self.rig.connect(port) as client:
+            client.sendall(b"echo\n")
+            assert client.recv(100) == b"echo\n"
+
+    def assert_lost(self, name: str, vm: str, *words: str) -> None:
+        """The VM is reported lost with its reason, and nothing of it runs."""
+        rig = self.rig
+        rig.wait("it is lost", lambda: self.state(name) == "lost")
+        reason = self.read(f"vms/{name}")["reason"]
+        assert all(word in reason for word in words), reason
+        rig.wait("no copy is left", lambda: not rig.machine_processes(vm))
+        rig.remove(name)
+        self.assert_clean(name, vm, "")
+
+    def assert_clean(self, name: str, vm: str, host: str) -> None:
+        """Of the VM there is a process, a tap and a folder at `host` only."""
+        hosts = [found["name"] for found in self.read("hosts") if found["state"] != "lost"]
+        for other in hosts:
+            wanted = 1 if other == host else 0
+            folder = StateFolder(self.rig.state_dir).host(other) / "state" / "vms"
+
+            def is_clean(other: str = other, wanted: int = wanted, folder: Path = folder) -> bool:
+                taps = self.taps(other)
+                folders = len(list(folder.glob(vm)))
+                return (len(self.memories(other, vm)), folders) == (wanted, wanted) and len(taps) == self._expected_taps(other)
+
+            try:
+                self.rig.wait(f"{other} has {wanted} of {name}", is_clean, 20)
+            except CommandFailedError as error:
+                found = (self.memories(other, vm), list(folder.iterdir()), self.taps(other))
+                raise AssertionError(f"{other} has {found}, expected {wanted} of {vm}\n{error}") from error
+
+    def _expected_taps(self, host: str) -> int:
+        living = ("running", "migrating", "paused")
+        return sum(vm["host"] == host and vm["state"] in living for vm in self.read("vms"))
+
+    def taps(self, host: str) -> list[str]:
+        """The taps of VMs on the host."""
+        found = run_in_namespace(
+            namespace_path(self.namespace(host)),
+            lambda: subprocess.run(["ip", "-br", "link"], capture_output=True, text=True, check=True).stdout,
+        )
+        return re.findall(r"^(avt\w+)", found, re.MULTILINE)
+
+    def ask_to_move(self, name: str, to: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """`architect migrate`, once the agents of both hosts are connected."""
+        end_s = time.monotonic() + PATIENCE_S
+        while True:
+            done = self.rig.command("--json", "migrate", name, "--to", to, *words)
+            is_away = done.returncode == 7 and "not connected" in done.stderr
+            if not is_away or time.monotonic() > end_s:
+                return done
+            time.sleep(0.3)
+
+    def assert_moves(self, name: str, to: str) -> None:
+        """The next move works."""
+        done = self.ask_to_move(name, to)
+        assert done.returncode == 0, done.stderr + self.rig.logs()
+        assert json.loads(done.stdout)["outcome"] == "done"
+
+
+def _one(found: list[ProcessIdentity], what: str) -> ProcessIdentity:
+    assert len(found) == 1, (what, found)
+    return found[0]
+
+
+def _is_inside(process: ProcessIdentity, namespace_inode: int) -> bool:
+    try:
+        return os.stat(f"/proc/{process.pid}/ns/net").st_ino == namespace_inode
+    except OSError:
+        return False

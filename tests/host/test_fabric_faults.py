@@ -1,0 +1,265 @@
+"""Faults in a real fabric: whoever is killed in whatever state of a move, one copy runs in the end, or the VM is reported lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from architect.runtime.processes import ProcessIdentity
+from architect.testing.sample_images import busybox_image
+from tests.host.fabric_rig import FabricRig, fabric
+from tests.host.fault_rig import TICKS, FaultRig
+
+pytestmark = [pytest.mark.host, pytest.mark.timeout(300)]
+
+SOURCE, TARGET = "aws-1", "gcp-1"
+Victim = Callable[[FaultRig, str], ProcessIdentity]
+VICTIMS: dict[str, Victim] = {
+    "source-qemu": lambda faults, vm: faults.qemu(SOURCE, vm),
+    "target-qemu": lambda faults, vm: faults.qemu(TARGET, vm),
+    "source-memory": lambda faults, vm: faults.memory(SOURCE, vm),
+    "target-memory": lambda faults, vm: faults.memory(TARGET, vm),
+    "source-agent": lambda faults, vm: faults.agent(SOURCE),
+    "target-agent": lambda faults, vm: faults.agent(TARGET),
+    "control": lambda faults, vm: faults.rig.processes("architect control")[0],
+    "edge": lambda faults, vm: faults.rig.processes("architect edge")[0],
+    "supervisor": lambda faults, vm: faults.rig.processes("architect supervisor")[0],
+}
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[FabricRig]:
+    with fabric() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def faults(rig: FabricRig) -> FaultRig:
+    return FaultRig(rig)
+
+
+@pytest.fixture(autouse=True)
+def clean(rig: FabricRig, faults: FaultRig) -> Iterator[None]:
+    """A test that failed leaves its VMs to nobody."""
+    yield
+    for vm in faults.read("vms"):
+        rig.command("rm", "--force", vm["name"])
+
+
+@pytest.fixture(scope="module")
+def busybox(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return busybox_image(tmp_path_factory.mktemp("images") / "oci")
+
+
+PAIR = {"first": 7777, "second": 7778}
+SETTLED = "the VM runs at one of the two"
+LOST = "the VM is lost"
+AT_SOURCE, AT_TARGET = "the VM runs at the source", "the VM runs at the target"
+CASES = [
+    ("source-precopy", "source-qemu", LOST),
+    ("source-precopy", "target-qemu", AT_SOURCE),
+    ("source-precopy", "source-memory", AT_SOURCE),
+    ("source-precopy", "target-memory", AT_SOURCE),
+    ("source-precopy", "source-agent", AT_SOURCE),
+    ("source-precopy", "target-agent", AT_SOURCE),
+    ("source-precopy", "control", AT_TARGET),
+    ("source-precopy", "supervisor", AT_TARGET),
+    ("source-cut", "source-qemu", LOST),
+    ("source-cut", "target-qemu", AT_SOURCE),
+    ("source-cut", "source-memory", AT_SOURCE),
+    ("source-cut", "target-memory", AT_SOURCE),
+    ("source-cut", "source-agent", AT_SOURCE),
+    ("source-cut", "target-agent", AT_SOURCE),
+    ("source-cut", "control", AT_TARGET),
+    ("source-cut", "edge", AT_TARGET),
+    ("target-loaded", "source-qemu", AT_TARGET),
+    ("target-loaded", "target-qemu", AT_SOURCE),
+    ("target-loaded", "source-memory", AT_TARGET),
+    ("target-loaded", "target-memory", AT_TARGET),
+    ("target-loaded", "source-agent", SETTLED),
+    ("target-loaded", "target-agent", AT_SOURCE),
+    ("target-claimed", "target-qemu", LOST),
+    ("target-claimed", "source-agent", AT_TARGET),
+    ("target-claimed", "target-agent", AT_TARGET),
+]
+
+
+@pytest.mark.parametrize(("step", "victim", "expected"), CASES, ids=[f"{step}-{victim}" for step, victim, _ in CASES])
+def test_a_process_killed_during_a_move_costs_no_vm_whose_memory_is_left(
+    rig: FabricRig, faults: FaultRig, busybox: str, step: str, victim: str, expected: str
+) -> None:
+    name = "moving"
+    vm = rig.run(busybox, name, "--host", SOURCE, "--publish", "7777:7777", *TICKS)["id"]
+    with faults.held(name, SOURCE, TARGET, step) as move:
+        faults.kill(VICTIMS[victim](faults, vm))
+    if victim == "supervisor":
+        rig.up()
+    status, words = move.outcome()
+    print(f"{step} × {victim}: exit {status}: {words[-300:]}")
+    if expected is LOST:
+        faults.assert_lost(name, vm)
+        return
+    host = faults.assert_lives(name, vm)
+    assert expected is SETTLED or host == (SOURCE if expected is AT_SOURCE else TARGET)
+    assert (status == 0) == (host == TARGET) or victim == "control", words
+    faults.assert_moves(name, TARGET if host == SOURCE else SOURCE)
+    faults.assert_lives(name, vm)
+    rig.remove(name)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"), [("source-precopy", AT_SOURCE), ("source-cut", AT_SOURCE), ("target-loaded", SETTLED)]
+)
+def test_a_link_cut_between_the_hosts_costs_a_move_but_no_vm(
+    rig: FabricRig, faults: FaultRig, busybox: str, step: str, expected: str
+) -> None:
+    name = "moving"
+    vm = rig.run(busybox, name, "--host", SOURCE, "--publish", "7777:7777", *TICKS)["id"]
+    with faults.cut_during(name, SOURCE, TARGET, step) as move:
+        status, words = move.outcome()
+        print(f"{step} × cut: exit {status}: {words[-300:]}")
+        rig.wait("it runs", lambda: faults.state(name) == "running")
+    host = faults.assert_lives(name, vm)
+    assert expected is SETTLED or host == SOURCE
+    assert (status == 0) == (host == TARGET), words
+    faults.assert_moves(name, TARGET if host == SOURCE else SOURCE)
+    faults.assert_lives(name, vm)
+    rig.remove(name)
+
+
+@pytest.mark.parametrize("victim", ["source-agent", "target-agent", "source-memory", "target-memory"])
+def test_a_process_killed_while_pages_are_missing_costs_no_vm(rig: FabricRig, faults: FaultRig, busybox: str, victim: str) -> None:
+    name = "filling"
+    vm = rig.run(busybox, name, "--host", SOURCE, "--publish", "7777:7777", *TICKS)["id"]
+    with faults.held(name, SOURCE, TARGET, "source-serving", "postcopy") as move:
+        rig.wait("the target has it", lambda: len(rig.machine_processes(vm)) == 2)
+        faults.kill(VICTIMS[victim](faults, vm))
+        if victim.endswith("agent"):
+            rig.wait("the agent is back", lambda: len(rig.processes("architect agent", "/gcp-1/")) == 1)
+    status, words = move.outcome()
+    print(f"filling × {victim}: exit {status}: {words[-300:]}")
+    assert faults.assert_lives(name, vm) == TARGET
+    faults.assert_moves(name, SOURCE)
+    faults.assert_lives(name, vm)
+    rig.remove(name)
+
+
+def test_a_vm_moves_once_at_a_time_and_only_to_a_host_that_can_take_it(rig: FabricRig, faults: FaultRig, busybox: str) -> None:
+    name = "picky"
+    vm = rig.run(busybox, name, "--host", SOURCE, "--publish", "7777:7777", *TICKS)["id"]
+    with faults.held(name, SOURCE, TARGET, "source-precopy") as move:
+        second = rig.command("migrate", name, "--to", "azure-1")
+        assert (second.returncode, "moving already" in second.stderr) == (4, True), second.stderr
+        for words in (("stop", name), ("rm", name)):
+            refused = rig.command(*words, timeout_s=30)
+            assert refused.returncode in (0, 4), refused.stderr
+            print(words, refused.returncode, refused.stderr)
+    print(move.outcome())
+    rig.command("rm", "--force", name)
+    rig.wait("it is gone", lambda: not rig.machine_processes(vm) and not faults.state(name))
+    faults.assert_clean(name, vm, "")
+
+
+def test_a_full_host_and_one_that_is_gone_are_refused_by_name(rig: FabricRig, faults: FaultRig, busybox: str) -> None:
+    rig.json("host", "add", "--provider", "aws", "--name", "doomed", timeout_s=180)
+    free = next(host["memory_free_bytes"] for host in rig.json("host", "ls") if host["name"] == "doomed")
+    rig.run(busybox, "filler", "--host", "doomed", "--memory", f"{(free >> 20) - 100}M", "--publish", "7778:7777", *TICKS)
+    vm = rig.run(busybox, "steady", "--host", SOURCE, "--publish", "7777:7777", *TICKS)["id"]
+    full = rig.command("migrate", "steady", "--to", "doomed")
+    assert (full.returncode, "doomed has" in full.stderr) == (5, True), full.stderr
+    rig.json("local", "kill", "doomed")
+    gone = rig.command("migrate", "steady", "--to", "doomed")
+    assert (gone.returncode, "not connected" in gone.stderr) == (7, True), gone.stderr
+    rig.wait("its VM is lost", lambda: faults.state("filler") == "lost")
+    assert "doomed" in rig.inspect("filler")["reason"] and "without notice" in rig.inspect("filler")["reason"]
+    assert faults.assert_lives("steady", vm) == SOURCE
+    for name in ("filler", "steady"):
+        rig.remove(name)
+    rig.json("host", "rm", "doomed")
+
+
+def test_a_preempted_host_without_a_target_tells_so_and_is_emptied_when_one_appears(
+    rig: FabricRig, faults: FaultRig, busybox: str
+) -> None:
+    rig.json("host", "add", "--provider", "gcp", "--name", "spot", timeout_s=180)
+    others = ("aws-1", "gcp-1", "azure-1")
+    vms = {name: rig.run(busybox, name, "--host", "spot", "--publish", f"{port}:7777", *TICKS)["id"] for name, port in PAIR.items()}
+    for other in others:
+        rig.json("host", "drain", other)
+    rig.json("local", "preempt", "spot", "--notice", "90")
+    rig.wait("it is told", lambda: all("draining" in rig.inspect(name)["reason"] for name in vms), 10)
+    assert all(other in rig.inspect("first")["reason"] for other in others)
+    rig.json("host", "add", "--provider", "azure", "--name", "rescue", timeout_s=180)
+    rig.wait("both have moved", lambda: all(faults.read(f"vms/{name}")["host"] == "rescue" for name in vms), 60)
+    rig.wait("the host is gone", lambda: not rig.processes("architect agent", "/spot/"), 60)
+    for other in others:
+        faults.open_host(other)
+    for name, vm in vms.items():
+        assert faults.assert_lives(name, vm) == "rescue"
+        rig.remove(name)
+    for name in ("spot", "rescue"):
+        rig.json("host", "rm", name)
+
+
+@pytest.mark.parametrize(
+    ("stand_in", "words"),
+    [("version", "has QEMU 6.2.0, older than 7.2"), ("cpu", "support requested feature"), ("kernel", "another guest kernel")],
+)
+def test_a_target_that_cannot_run_the_vm_is_refused_by_name(
+    rig: FabricRig, faults: FaultRig, busybox: str, stand_in: str, words: str
+) -> None:
+    vm = rig.run(busybox, "picky", "--host", SOURCE, "--publish", "7777:7777", *TICKS)["id"]
+    with faults.strange_agent(TARGET, stand_in):
+        refused = faults.ask_to_move("picky", TARGET)
+        assert (refused.returncode, words in refused.stderr, TARGET in refused.stderr) == (6, True, True), refused.stderr
+        assert faults.assert_lives("picky", vm) == SOURCE
+    faults.assert_moves("picky", TARGET)
+    assert faults.assert_lives("picky", vm) == TARGET
+    rig.remove("picky")
+
+
+def test_logs_that_are_followed_go_on_over_a_killed_agent_and_a_command_in_the_vm_ends_in_words(
+    rig: FabricRig, faults: FaultRig, busybox: str
+) -> None:
+    vm = rig.run(busybox, "followed", "--host", SOURCE, "--publish", "7777:7777", *TICKS)["id"]
+    follower, session = faults.start("logs", "-f", "followed"), faults.start("exec", "followed", "--", "sleep", "1000")
+    rig.wait("the command runs", lambda: "sleep 1000" in rig.command("exec", "followed", "--", "ps").stdout)
+    faults.kill(faults.agent(SOURCE))
+    _, words = session.communicate(timeout=60)
+    assert session.returncode in (7, 8), words
+    assert len(words.strip().splitlines()) == 1, words
+    faults.assert_lives("followed", vm)
+    wanted = len(faults.ticks("followed"))
+    rig.wait("it has ended", lambda: rig.command("stop", "followed").returncode == 0)
+    out, err = follower.communicate(timeout=60)
+    seen = [int(line.split()[1]) for line in out.splitlines() if line.startswith("tick ")]
+    assert follower.returncode == 0, err
+    assert seen == list(range(len(seen))) and len(seen) >= wanted
+    rig.remove("followed")
+
+
+def test_a_vm_whose_agent_is_killed_while_it_is_made_is_made_all_the_same(rig: FabricRig, faults: FaultRig, busybox: str) -> None:
+    for number in range(3):
+        name = f"made-{number}"
+        starting = faults.start("--json", "run", busybox, "--name", name, "--host", SOURCE, "--publish", "7777:7777", *TICKS)
+        rig.wait("its machine starts", lambda: faults.has_begun(SOURCE, number))  # noqa: B023
+        faults.kill(faults.agent(SOURCE))
+        _, err = starting.communicate(timeout=120)
+        assert starting.returncode == 0, err
+        vm = faults.read(f"vms/{name}")["id"]
+        assert faults.assert_lives(name, vm) == SOURCE
+        rig.remove(name)
+
+
+def test_the_exit_code_of_a_workload_that_ends_while_no_agent_lives_is_kept(rig: FabricRig, faults: FaultRig, busybox: str) -> None:
+    vm = rig.run(busybox, "short", "--host", SOURCE, "--", "-c", "echo before; sleep 4; echo after; exit 9")["id"]
+    with faults.supervisor_stopped():
+        faults.kill(faults.agent(SOURCE))
+        rig.wait("nobody hears of it", lambda: rig.json("host", "ls")[0]["state"] == "lost")
+        assert rig.inspect("short")["state"] == "lost"
+    rig.wait("its end is known", lambda: faults.state("short") == "exited")
+    assert rig.inspect("short")["exit_code"] == 9
+    assert rig.log("short") == "before\nafter\n"
+    rig.remove("short")
+    faults.assert_clean("short", vm, "")

@@ -108,7 +108,7 @@ def parse(words: list[str]) -> Options:
     parser.add_argument(
         "--cells", type=_cells, default=CELLS, help="MEMORY_MIB/DIRTY_MIB_S,… (default: 256/0,256/20,1024/0,1024/20)"
     )
-    parser.add_argument("--runs", type=int, default=RUNS, help="runs of each engine in each cell")
+    parser.add_argument("--runs", type=_count, default=RUNS, help="runs of each engine in each cell")
     parser.add_argument("--engines", type=_engines, default=tuple(Engine), help=",".join(Engine))
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--quick", action="store_true", help="one small cell, one run: whether it works")
@@ -263,6 +263,12 @@ def _tell(run: Run) -> None:
         seen = f"gap {gap.gap_ms:.1f} ms, {gap.lost} lost"
         outcome = f"{move.total_s:.2f} s, pause {move.downtime_ms:.1f} ms, {seen}, {move.bytes >> 20} MiB"
     say(f"  run {run.number} {run.engine:<14} {outcome}  (load {run.load:.1f}, wrote {run.dirty_mib_s_seen} MiB/s)")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of runs")
+    return int(text)
 
 
 def _cells(text: str) -> tuple[Cell, ...]:

@@ -122,7 +122,8 @@ static void open_port(struct guest *guest, const char *port)
 	guest->datagrams = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	int room = 8 << 20;
 	// What waited out a pause arrives at once.
-	setsockopt(guest->datagrams, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof room);
+	if (setsockopt(guest->datagrams, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof room) < 0)
+		perror("bench-guest: room for datagrams");
 	if (guest->datagrams < 0 || bind(guest->datagrams, (struct sockaddr *)&address, sizeof address) < 0) {
 		perror("bench-guest: port");
 		exit(1);

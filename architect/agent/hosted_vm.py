@@ -45,6 +45,7 @@ class HostedVm:
         self.taken_up.set()
         self.log = LogStore(folder.log)
         self._watching: asyncio.Task[None] | None = None
+        self._keeping: asyncio.Task[None] | None = None
 
     @property
     def spec(self) -> VmSpec:
@@ -87,21 +88,24 @@ class HostedVm:
             moving or record.last_move,
         )
 
+    def keep_memory(self, group: asyncio.TaskGroup, parts: VmParts) -> None:
+        """Replace the VM's memory process from now on when it ends: QEMU may need it before it answers that the guest runs."""
+        if self._keeping is None:
+            self._keeping = group.create_task(keep_memory(self.host, self.folder, self.spec, parts, self._memory_lost))
+
     def watch(self, group: asyncio.TaskGroup, parts: VmParts, *, fresh: bool) -> None:
         """Begin to watch the machine and its guest."""
         assert self._watching is None
         self.parts = parts
         self.guest = GuestSession(self.spec, parts.machine.channel_path, self.log, fresh=fresh)
         self._watching = group.create_task(self._watch(parts, self.guest))
+        self.keep_memory(group, parts)
 
     async def _watch(self, parts: VmParts, guest: GuestSession) -> None:
         """Until the VM is over, by its workload's exit or QEMU's end. A hostile guest ends the watch, not the agent."""
         try:
             async with asyncio.TaskGroup() as group:
-                beside = [
-                    group.create_task(self._watch_guest(guest)),
-                    group.create_task(keep_memory(self.host, self.folder, self.spec, parts, self._memory_lost)),
-                ]
+                exiting = group.create_task(self._watch_guest(guest))
                 with contextlib.suppress(ArchitectError):
                     async with contextlib.aclosing(parts.machine.events()) as events:
                         async for event in events:
@@ -109,8 +113,7 @@ class HostedVm:
                                 self.machine_end = event.last_words or f"status {event.exit_status}"
                                 await self.close_books()
                                 break
-                for task in beside:
-                    task.cancel()
+                exiting.cancel()
         except* ArchitectError as errors:
             for error in errors.exceptions:
                 _log.error("vm %s: %s", self.record.request.name, error)
@@ -163,11 +166,12 @@ class HostedVm:
 
     async def unwatch(self) -> None:
         """Stop watching: the VM leaves, or is destroyed by somebody who knows why. Idempotent."""
-        if self._watching is not None:
-            watching, self._watching = self._watching, None
-            watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
+        tasks = [task for task in (self._watching, self._keeping) if task is not None]
+        self._watching = self._keeping = None
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
         self.guest = None
 
     async def destroy(self) -> None:

@@ -40,6 +40,7 @@ class TargetMachine:
         """As the port says."""
         parts = await start_incoming(self._host, self._vm.folder, spec)
         self._vm.parts = parts
+        self._vm.keep_memory(self._group, parts)
         return str(await start_incoming_export(parts.machine))
 
     async def stop_export(self) -> None:

@@ -180,4 +180,6 @@ async def _take_up_outgoing(finding: _Finding, plan: HandoverPlan) -> None:
 
 async def _take_up_incoming(finding: _Finding, prepare: Prepare) -> None:
     """The target of a handover, which may be filling: the ownership log decides whether it is ours to run."""
+    if finding.vm.parts is not None:
+        finding.vm.keep_memory(finding.group, finding.vm.parts)
     await finding.moves.target.recover(prepare, finding.moves.incoming(finding.vm, prepare))

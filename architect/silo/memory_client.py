@@ -73,20 +73,22 @@ class MemoryProcess:
         )  # fmt: skip
         log_path = options.run_dir / "memory.log"
         with log_path.open("ab") as log:
-            # Not asyncio's: that one kills the child when its transport is closed.
-            process = await asyncio.to_thread(
-                subprocess.Popen, arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+            # Not asyncio's: that one kills the child when its transport is closed. Not in a thread: cancelled, it would leave a
+            # process that nobody knows.
+            process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)  # noqa: ASYNC220
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 while not (options.run_dir / PID_NAME).exists():
                     if process.poll() is not None:
                         raise _not_started(log_path)
                     await asyncio.sleep(_POLL_S)
+            return await cls.reattach(options.run_dir)
         except TimeoutError as error:
             process.kill()
             raise _not_started(log_path) from error
-        return await cls.reattach(options.run_dir)
+        except BaseException:
+            process.kill()
+            raise
 
     @classmethod
     async def reattach(cls, run_dir: Path) -> MemoryProcess:

@@ -87,14 +87,13 @@ def main(words: list[str]) -> int:
     if os.geteuid() != 0:
         print("bench: needs root (network namespaces, userfaultfd, BPF); run it as root", file=sys.stderr)
         return 9
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     scratch = Path(tempfile.mkdtemp(prefix="archbench", dir="/tmp"))
     try:
         with temporary_namespace(f"archbench-{os.getpid()}") as namespace:
             enter_namespace(namespace)  # for good: fabric, QEMUs and clients all live in there
             run_in_thread(loopback_up)
             asyncio.run(_measure(options, scratch))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         print("bench: interrupted", file=sys.stderr)
         return 130
     finally:
@@ -119,6 +118,9 @@ def parse(words: list[str]) -> Options:
 
 
 async def _measure(options: Options, scratch: Path) -> None:
+    measuring = asyncio.current_task()
+    assert measuring is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
     machine, cache = await _machine(), machine_cache()
     runs: list[Run] = []
     try:

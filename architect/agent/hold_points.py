@@ -13,6 +13,7 @@ target-cut         the target has the last state, and has not loaded it
 target-loaded      everything is loaded, the claim is next
 target-claimed     the VM is the target's by record, and does not run yet
 target-filling     post-copy: the VM runs at the target, pages are missing
+target-disk        post-copy: the whole disk is at the target
 =================  ============================================================================================
 """
 
@@ -35,7 +36,7 @@ BEFORE_SOURCE_MEMORY = {"cut": "source-cut", "serve_until_done": "source-serving
 AFTER_SOURCE_MEMORY = {"bulk": "source-precopy"}
 AFTER_SOURCE_MACHINE = {"pause": "source-paused"}
 BEFORE_TARGET_MEMORY = {"apply_cut": "target-cut", "wait_all_present": "target-filling"}
-AFTER_TARGET_MACHINE = {"load_device_state": "target-loaded"}
+AFTER_TARGET_MACHINE = {"load_device_state": "target-loaded", "wait_disk_present": "target-disk"}
 BEFORE_TARGET_MACHINE = {"resume": "target-claimed"}
 
 PortsT = TypeVar("PortsT", SourcePorts, TargetPorts)

@@ -15,7 +15,8 @@ from architect.agent.move_source import close_tunnels, parts_of
 from architect.agent.vm_parts import start_incoming
 from architect.conduit.layout import PortState
 from architect.drafter.disk_export import start_incoming_export, stop_incoming_export
-from architect.drafter.disk_postcopy import attach_remote, complete_stream, start_stream
+from architect.drafter.disk_postcopy import attach_remote, complete_stream, is_stream_broken, start_stream
+from architect.drafter.machine import Machine
 from architect.drafter.overlay import create_overlay
 from architect.errors import ArchitectError, LostError, UnavailableError
 from architect.migration.source_actions import POSTCOPY_TUNNEL
@@ -24,6 +25,7 @@ from architect.model.ids import MigrationId
 from architect.model.vm_spec import VmSpec
 
 DISK_FILL_TIMEOUT_S = 3600.0
+STREAM_LOOK_S = 1.0
 
 
 class TargetMachine:
@@ -77,10 +79,21 @@ class TargetMachine:
         machine = parts_of(self._vm).machine
         try:
             await start_stream(machine)
-            await complete_stream(machine, DISK_FILL_TIMEOUT_S)
+            await self._complete_stream(machine)
         except ArchitectError as error:
             raise LostError(f"disk of vm {self._vm.record.request.name}", error.cause, error.next_step) from error
         self._close_remote()
+
+    async def _complete_stream(self, machine: Machine) -> None:
+        completing = asyncio.create_task(complete_stream(machine, DISK_FILL_TIMEOUT_S))
+        try:
+            while not (await asyncio.wait((completing,), timeout=STREAM_LOOK_S))[0]:
+                if await is_stream_broken(machine):
+                    cause = "the connection to the source broke before all of it had arrived"
+                    raise LostError(f"disk of vm {self._vm.record.request.name}", cause, "see the source's agent")
+            await completing
+        finally:
+            completing.cancel()
 
     async def run_hook(self, name: str) -> None:
         """As the port says."""

@@ -63,7 +63,7 @@ async def attach_remote(machine: Machine, connection: int, fresh_overlay: Path) 
 async def start_stream(machine: Machine, *, speed_bytes_s: int = 0) -> None:
     """Begin to copy what has not arrived, once the VM has resumed. From here on reads copy, too. Idempotent.
 
-    An error of the connection pauses the job (`resume_stream`), it does not end it.
+    An error of the connection pauses the job (`is_stream_broken`), it does not end it.
     """
     qmp = machine.qmp
     nodes = await nodes_by_name(qmp)
@@ -80,6 +80,12 @@ async def start_stream(machine: Machine, *, speed_bytes_s: int = 0) -> None:
 async def stream_progress(machine: Machine) -> JobProgress | None:
     """How the stream stands, None if there is none (any more)."""
     return await find_job(machine.qmp, JOB)
+
+
+async def is_stream_broken(machine: Machine) -> bool:
+    """Whether the stream stands because the source cannot be read any more: what has not arrived never will."""
+    jobs = await machine.qmp.execute("query-block-jobs")
+    return any(found["device"] == JOB and found["io-status"] != "ok" for found in jobs)
 
 
 async def complete_stream(machine: Machine, timeout_s: float | None) -> None:

@@ -85,13 +85,19 @@ class FaultRig:
     def hold_folder(self, host: str) -> Path:
         return StateFolder(self.rig.state_dir).host(host) / "state" / "hold"
 
+    def asked_to_hold(self, host: str, step: str) -> Path:
+        """The file that makes handovers of the host wait at `step`, made now."""
+        path = self.hold_folder(host) / step
+        path.parent.mkdir(exist_ok=True)
+        path.with_name(f"{step}.reached").unlink(missing_ok=True)
+        path.touch()
+        return path
+
     @contextlib.contextmanager
     def held(self, name: str, source: str, target: str, step: str, mode: str = "precopy") -> Iterator[Move]:
         """A move that waits at `step` while the block runs, and goes on (if it still can) after it."""
-        folder = self.hold_folder(source if step.startswith("source") else target)
-        folder.mkdir(exist_ok=True)
-        (folder / f"{step}.reached").unlink(missing_ok=True)
-        (folder / step).touch()
+        path = self.asked_to_hold(source if step.startswith("source") else target, step)
+        folder = path.parent
         try:
             move = Move(self.rig, name, target, mode)
             self.rig.wait(f"the move is at {step}", (folder / f"{step}.reached").exists)

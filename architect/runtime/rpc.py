@@ -37,6 +37,7 @@ from architect.wire.framing import PREFIX, FrameCodec
 
 OPEN_CALLS_MAX = 256
 CREDIT_EVERY = ITEMS_IN_FLIGHT_MAX // 2
+CLOSE_GRACE_S = 1.0
 WRITE_BUFFER_BYTES_MAX = 8 << 20
 
 
@@ -306,8 +307,10 @@ class Channel:
                 await asyncio.shield(self.send(Cancel(number)))
 
     def close(self) -> None:
-        """End the connection; `run` returns soon after. Idempotent."""
+        """End the connection; `run` returns soon after, also if no packet reaches the peer any more. Idempotent."""
         self._writer.close()
+        # TLS would wait half a minute for the peer's goodbye.
+        asyncio.get_running_loop().call_later(CLOSE_GRACE_S, self._writer.transport.abort)
 
     def _end(self) -> None:
         self._closed = True

@@ -163,7 +163,8 @@ class GuestMachine:
         try:
             yield client
         finally:
-            await client.disconnect()
+            with contextlib.suppress(EOFError):  # of a QEMU that was told to quit, and was faster
+                await client.disconnect()
 
 
 async def _wait_status(client: QMPClient, status: str) -> None:

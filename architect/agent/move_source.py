@@ -10,7 +10,7 @@ from architect.agent.hosted_vm import HostedVm
 from architect.agent.memory_watch import wait_replaced
 from architect.agent.move_shared import connect_unix
 from architect.agent.vm_parts import VmParts
-from architect.drafter.disk_export import start_frozen_export, stop_frozen_export
+from architect.drafter.disk_export import has_frozen_export, start_frozen_export, stop_frozen_export
 from architect.drafter.disk_mirror import DiskMirror
 from architect.errors import HostError, UnavailableError
 from architect.migration.handover_plan import MemoryCut, MemoryProgress, MirrorProgress, RoundStats
@@ -164,8 +164,12 @@ class SourceMemory:
             await self._vm.parts.memory.abort_source()
 
     async def is_serving(self) -> bool:
-        """As the port says."""
-        return (await parts_of(self._vm).memory.status()).state == "serving"
+        """As the port says. An agent before us may have died after the cut, and before it had the rest served."""
+        parts = parts_of(self._vm)
+        status = await parts.memory.status()
+        if status.state == "serving" or (status.state == "sending" and status.pages_left > 0):
+            return True
+        return await has_frozen_export(parts.machine)
 
     async def tunnel_listen(self, name: str) -> str:
         """As the port says."""

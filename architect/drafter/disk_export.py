@@ -53,6 +53,11 @@ async def start_frozen_export(machine: Machine) -> Path:
     return await _export(machine, FROZEN, FROZEN_NODE, FROZEN, writable=False)
 
 
+async def has_frozen_export(machine: Machine) -> bool:
+    """Whether the overlay's file is on offer."""
+    return any(found["id"] == FROZEN for found in await machine.qmp.execute("query-block-exports"))
+
+
 async def stop_frozen_export(machine: Machine) -> None:
     """Take the offer back, before the guest may run again. Idempotent."""
     await _unexport(machine, FROZEN)

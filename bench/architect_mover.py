@@ -65,6 +65,11 @@ class ArchitectMover:
         with contextlib.suppress(NotFoundError):
             await self._commands.command("rm", "--force", VM, "--json")
 
+    async def last_words(self) -> str:
+        """What the fabric says of the VM."""
+        vm = await self._commands.inspect(VM)
+        return f"it is {vm['state']} on {vm['host']} {vm['reason']}".strip()
+
     async def revive(self) -> None:
         """Start the VM anew if it does not answer.
 

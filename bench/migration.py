@@ -65,6 +65,9 @@ class Mover(Protocol):
     async def move(self, engine: Engine) -> Move:
         """Move it once. Raises: ArchitectError: that failed."""
 
+    async def last_words(self) -> str:
+        """What may explain a failure. Raises: ArchitectError: nobody answers."""
+
     async def revive(self) -> None:
         """Make sure that there is a VM. Raises: ArchitectError: there is none, and none can be made."""
 
@@ -109,12 +112,14 @@ def parse(words: list[str]) -> Options:
     )
     parser.add_argument("--runs", type=_count, default=RUNS, help="runs of each engine in each cell")
     parser.add_argument("--engines", type=_engines, default=tuple(Engine), help=",".join(Engine))
+    limit_ms = Limits().downtime_limit_ms
+    parser.add_argument("--downtime-limit", type=_count, default=limit_ms, metavar="MS", help="QEMU's; its own default is 300")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--quick", action="store_true", help="one small cell, one run: whether it works")
     found = parser.parse_args(words)
-    if found.quick:
-        return Options(QUICK_CELLS, 1, found.engines, found.out)
-    return Options(found.cells, found.runs, found.engines, found.out)
+    limits = Limits(downtime_limit_ms=found.downtime_limit)
+    cells, runs = (QUICK_CELLS, 1) if found.quick else (found.cells, found.runs)
+    return Options(cells, runs, found.engines, found.out, limits)
 
 
 async def _measure(options: Options, scratch: Path) -> None:
@@ -202,7 +207,10 @@ async def _run(cell: Cell, engine: Engine, number: int, measured: Mover, others:
     except ArchitectError as error:
         with contextlib.suppress(ArchitectError):
             run = msgspec.structs.replace(run, gap=await measured.contact.gap())
-        return msgspec.structs.replace(run, error=str(error))
+        words = ""
+        with contextlib.suppress(ArchitectError):
+            words = await measured.last_words()
+        return msgspec.structs.replace(run, error=f"{error} ({words})")
 
 
 async def _settled_gap(contact: GuestContact) -> Gap:
@@ -269,7 +277,7 @@ def _tell(run: Run) -> None:
 
 def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of runs")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return int(text)
 
 

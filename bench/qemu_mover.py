@@ -16,6 +16,7 @@ from bench.qemu_network import GUEST_ADDRESS
 from bench.results import Engine, Limits, Move
 
 FIRST_PORT = 4400
+CONSOLE_LINES = 12
 NAME = "the VM of QEMU"
 
 
@@ -50,6 +51,16 @@ class QemuMover:
         source, self._guest = self._guest, target
         await source.end()
         return move
+
+    async def last_words(self) -> str:
+        """How the VM's process stands, and what the guest's kernel said last."""
+        machine = self._guest.machine
+        try:
+            status = await machine.status()
+        except ArchitectError as error:
+            status = str(error)
+        lines = (machine.run_dir / "console.log").read_text(errors="replace").split("\n")[-CONSOLE_LINES:]
+        return f"QEMU is {status}, its guest's console: {' | '.join(line.strip() for line in lines if line.strip()) or 'silent'}"
 
     async def revive(self) -> None:
         """Start the VM anew if it does not answer.

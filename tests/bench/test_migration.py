@@ -30,6 +30,8 @@ def test_cells_engines_and_runs_can_be_chosen() -> None:
     assert options.cells == (Cell(512, 0), Cell(256, 200))
     assert options.engines == (Engine.MULTIFD, Engine.ARCHITECT)
     assert (options.runs, options.out) == (7, Path("x.json"))
+    assert options.limits.downtime_limit_ms == 300
+    assert parse(["--downtime-limit", "30"]).limits.downtime_limit_ms == 30
 
 
 def test_quick_is_one_small_cell_once() -> None:

@@ -39,7 +39,8 @@ def test_every_engine_moves_the_vm_and_its_memory_stays_good(tmp_path: Path) -> 
     assert all(engine.value in done.stdout for engine in Engine)
 
 
-def test_interrupted_it_writes_what_it_has_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_writes_what_it_has_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "migration.json"
     process = subprocess.Popen(command(out, "--quick"), cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -47,7 +48,7 @@ def test_interrupted_it_writes_what_it_has_and_leaves_nothing(tmp_path: Path) ->
         if "starting its VMs" in line:
             break
     time.sleep(3)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     assert process.wait(120) == 130
     process.stdout.close()
     assert out.exists()

@@ -18,7 +18,7 @@ from architect.drafter.disk_export import start_incoming_export, stop_incoming_e
 from architect.drafter.disk_postcopy import attach_remote, complete_stream, is_stream_broken, start_stream
 from architect.drafter.machine import Machine
 from architect.drafter.overlay import create_overlay
-from architect.errors import ArchitectError, LostError, UnavailableError
+from architect.errors import ArchitectError, IncompatibleError, LostError, UnavailableError
 from architect.migration.source_actions import POSTCOPY_TUNNEL
 from architect.migration.target_ports import MemoryListener
 from architect.model.ids import MigrationId
@@ -40,7 +40,11 @@ class TargetMachine:
 
     async def start_incoming(self, spec: VmSpec) -> str:
         """As the port says."""
-        parts = await start_incoming(self._host, self._vm.folder, spec)
+        try:
+            parts = await start_incoming(self._host, self._vm.folder, spec)
+        except IncompatibleError as error:
+            cause = f"cannot build the VM's hardware: {error.cause}"
+            raise IncompatibleError(f"host {self._host.config.name}", cause, "choose another target host") from error
         self._vm.parts = parts
         self._vm.keep_memory(self._group, parts)
         return str(await start_incoming_export(parts.machine))

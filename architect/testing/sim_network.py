@@ -96,6 +96,13 @@ class _End:
             if not self.reader.at_eof():
                 self.reader.feed_eof()
 
+    @property
+    def transport(self) -> _End:
+        return self
+
+    def abort(self) -> None:
+        self.close()
+
     def is_closing(self) -> bool:
         return self.closed
 

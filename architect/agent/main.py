@@ -25,6 +25,7 @@ from architect.agent.vm_table import VmTable
 from architect.clouds.providers import open_notice_source
 from architect.errors import ArchitectError
 from architect.model.config import AgentConfig, read_config
+from architect.runtime.logging import configure_logging
 
 
 class _Changed:
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="architect agent", description="The daemon of one host.")
     parser.add_argument("--config", type=Path, required=True, help="AgentConfig as JSON")
     options = parser.parse_args(argv)
-    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", level=logging.INFO)
+    configure_logging()
     logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # it logs a traceback whenever a QEMU ends; we say that in our words
     try:
         config = read_config(options.config, AgentConfig)

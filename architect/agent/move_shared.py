@@ -1,4 +1,4 @@
-"""Adapters that both ends of a handover use: the VM at the edge, its output log, base disks, dialling the other agent."""
+"""Adapters that both ends of a handover use: its output log, base disks, dialling the other agent."""
 
 from __future__ import annotations
 
@@ -11,29 +11,12 @@ from pathlib import Path
 from architect.agent.host import Host
 from architect.agent.hosted_vm import HostedVm
 from architect.errors import HostError, NotFoundError, PeerError
-from architect.model.vm_spec import VmSpec
 from architect.runtime.rpc import Channel, open_channel
 from architect.runtime.tls import client_context, san_name
 from architect.wire.agent_messages import HostFacts
 from architect.wire.migration_messages import MigrationMessage
 
 BASE_PARTS_QUEUED_MAX = 4
-
-
-class VmAtEdge:
-    """`EdgePort`: one VM at the fabric's edge."""
-
-    def __init__(self, host: Host, spec: VmSpec) -> None:
-        self._host = host
-        self._spec = spec
-
-    async def steer(self, term: int, host: str, previous: str) -> None:
-        """As the port says."""
-        await self._host.edge.steer(self._spec.id, self._spec.request.vni, term, host, previous)
-
-    async def settle(self) -> None:
-        """As the port says."""
-        await self._host.edge.settle()
 
 
 class VmLog:

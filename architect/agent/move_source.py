@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 
-from architect.agent.host import Host
 from architect.agent.hosted_vm import HostedVm
 from architect.agent.memory_watch import wait_replaced
 from architect.agent.move_shared import connect_unix
@@ -18,8 +16,6 @@ from architect.migration.source_actions import MIRROR_TUNNEL, POSTCOPY_TUNNEL
 from architect.model.ids import MigrationId
 from architect.silo import memory_messages as m
 from architect.silo.memory_client import MemoryProcess
-
-QUIET_POLL_S = 0.01
 
 
 def parts_of(vm: HostedVm) -> VmParts:
@@ -181,44 +177,6 @@ class SourceMemory:
         """As the port says."""
         await parts_of(self._vm).memory.tunnel_connect(name, path)
         self._served = (name, path)
-
-
-class SourceFlows:
-    """`SourceFlowPort` over this host's datapath."""
-
-    def __init__(self, host: Host, vm: HostedVm) -> None:
-        self._host = host
-        self._vni = vm.record.request.vni
-
-    async def set_forward(self, target_address: str) -> None:
-        """As the port says."""
-        self._host.datapath.set_forward(self._vni, target_address)
-
-    async def set_local(self) -> None:
-        """As the port says."""
-        self._host.datapath.set_local(self._vni)
-
-    async def wait_drained(self, timeout_s: float) -> None:
-        """As the port says."""
-        if not await self._host.datapath.tap(self._vni).wait_drained(timeout_s):
-            raise HostError(f"tap of VM {self._vni}", f"the guest has not taken its packets in {timeout_s:g} s", "see its load")
-
-    async def wait_quiet(self, timeout_s: float) -> None:
-        """As the port says."""
-        quiet_s = max(2 * (self._host.edge.round_trip.least_s or 0.0), 0.02)
-        clock = self._host.clock
-        deadline_s = clock.monotonic_s() + timeout_s
-        forwarded, since_s = -1, clock.monotonic_s()
-        while True:
-            now_s = clock.monotonic_s()
-            seen = self._host.datapath.counters(self._vni).forwarded_packets
-            if seen != forwarded:
-                forwarded, since_s = seen, now_s
-            elif now_s - since_s >= quiet_s:
-                return
-            if now_s >= deadline_s:
-                raise HostError(f"tunnel of VM {self._vni}", f"packets still come after {timeout_s:g} s", "see the edge")
-            await asyncio.sleep(QUIET_POLL_S)
 
 
 async def close_tunnels(memory: MemoryProcess) -> None:

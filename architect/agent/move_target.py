@@ -13,7 +13,6 @@ from architect.agent.memory_watch import wait_replaced
 from architect.agent.move_shared import connect_unix
 from architect.agent.move_source import close_tunnels, parts_of
 from architect.agent.vm_parts import start_incoming
-from architect.conduit.layout import PortState
 from architect.drafter.disk_export import start_incoming_export, stop_incoming_export
 from architect.drafter.disk_postcopy import attach_remote, complete_stream, is_stream_broken, start_stream
 from architect.drafter.machine import Machine
@@ -177,27 +176,3 @@ class TargetMemory:
     async def tunnel_connect(self, name: str, path: str) -> None:
         """As the port says."""
         await parts_of(self._vm).memory.tunnel_connect(name, path)
-
-
-class TargetFlows:
-    """`TargetFlowPort` over this host's datapath. `source` is the source host's underlay address."""
-
-    def __init__(self, host: Host, vm: HostedVm, source: str) -> None:
-        self._host = host
-        self._vni = vm.record.request.vni
-        self._source = source
-
-    async def hold(self) -> None:
-        """As the port says."""
-        self._host.datapath.tap(self._vni).offer_blank()
-        self._host.datapath.set_local(self._vni, self._source)
-
-    async def set_local(self) -> None:
-        """As the port says."""
-        facts = self._host.datapath.adopt(self._vni)
-        if facts.state is not PortState.LOCAL:
-            self._host.datapath.set_local(self._vni, self._source)
-
-    async def relay(self, source_address: str) -> None:
-        """As the port says."""
-        await asyncio.to_thread(self._host.datapath.relay, self._vni, source_address)

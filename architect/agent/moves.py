@@ -15,11 +15,12 @@ import msgspec
 from architect.agent.hold_points import HoldPoints
 from architect.agent.host import Host
 from architect.agent.hosted_vm import HostedVm
-from architect.agent.move_shared import Bases, TargetDial, VmAtEdge, VmLog
-from architect.agent.move_source import SourceFlows, SourceMachine, SourceMemory
-from architect.agent.move_target import TargetFlows, TargetMachine, TargetMemory
+from architect.agent.move_shared import Bases, TargetDial, VmLog
+from architect.agent.move_source import SourceMachine, SourceMemory
+from architect.agent.move_target import TargetMachine, TargetMemory
 from architect.agent.vm_record import VmFolder, VmPhase, VmRecord
 from architect.agent.vm_table import VmTable
+from architect.conduit.switch import SourceFlows, SteeredVm, TargetFlows
 from architect.errors import ArchitectError, ConflictError, UnavailableError
 from architect.migration.handover_plan import HandoverPlan
 from architect.migration.handover_source import HandoverSource
@@ -134,8 +135,8 @@ class Moves:
         ports = SourcePorts(
             SourceMachine(vm),
             SourceMemory(vm),
-            SourceFlows(host, vm),
-            VmAtEdge(host, vm.spec),
+            SourceFlows(host.datapath, vm.record.request.vni, None, host.edge, host.clock),
+            SteeredVm(host.edge, vm.spec.id, vm.spec.request.vni),
             VmLog(vm),
             Bases(host),
             host.ownership,
@@ -188,10 +189,16 @@ class Moves:
     def incoming(self, vm: HostedVm, request: Prepare) -> TargetPorts:
         """The ports to a VM that comes."""
         host = self._host
+        vni = vm.record.request.vni
         ports = TargetPorts(
-            TargetMachine(host, vm, self._group), TargetMemory(host, vm), TargetFlows(host, vm, request.source.address),
-            VmAtEdge(host, vm.spec), VmLog(vm), Bases(host), host.ownership,
-        )  # fmt: skip
+            TargetMachine(host, vm, self._group),
+            TargetMemory(host, vm),
+            TargetFlows(host.datapath, vni, request.source.address),
+            SteeredVm(host.edge, vm.record.id, vni),
+            VmLog(vm),
+            Bases(host),
+            host.ownership,
+        )
         return self._holds.around(ports)
 
     def taken_over(self, migration: MigrationId, spec: VmSpec, term: int) -> None:
@@ -224,7 +231,8 @@ class Moves:
 
     def claim_ports(self, vm: HostedVm) -> tuple[SourceFlowPort, EdgePort]:
         """What `HandoverSource.reclaim` needs of a VM that is here."""
-        return SourceFlows(self._host, vm), VmAtEdge(self._host, vm.spec)
+        host, vni = self._host, vm.record.request.vni
+        return SourceFlows(host.datapath, vni, None, host.edge, host.clock), SteeredVm(host.edge, vm.record.id, vni)
 
     # requests
 

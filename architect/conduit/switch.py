@@ -26,7 +26,7 @@ from architect.model.ids import VmId, Vni
 from architect.runtime.clock import Clock, SystemClock
 
 QUIET_POLL_S = 0.005
-QUIET_S_MIN = 0.01
+QUIET_S_MIN = 0.02
 
 
 class SteeredVm:
@@ -49,11 +49,14 @@ class SteeredVm:
 class SourceFlows:
     """The VM's packets at the source.
 
-    :param target_address: the target's underlay address, from where relayed packets are taken if the move is undone.
+    :param target_address: the target's underlay address, from where relayed packets are taken if the move is undone; None: whom the
+        port forwarded to, or was told of before.
     :param edge: gives the round trip that `wait_quiet` is measured by.
     """
 
-    def __init__(self, datapath: HostDatapath, vni: Vni, target_address: str, edge: EdgeClient, clock: Clock | None = None) -> None:
+    def __init__(
+        self, datapath: HostDatapath, vni: Vni, target_address: str | None, edge: EdgeClient, clock: Clock | None = None
+    ) -> None:
         self._datapath = datapath
         self._vni = vni
         self._target_address = target_address
@@ -126,11 +129,13 @@ class TargetFlows:
         self._source_address = source_address
 
     async def hold(self) -> None:
-        """The tap takes packets and holds them for the guest.
+        """The tap takes packets and holds them for the guest; a blank one first, which the waiting QEMU may lose.
 
         Raises:
             NotFoundError: the VM has no port here.
+            HostError: the tap is gone.
         """
+        self._datapath.tap(self._vni).offer_blank()
         self._datapath.set_local(self._vni, peer_address=self._source_address)
 
     async def set_local(self) -> None:

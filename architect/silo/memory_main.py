@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import fcntl
 import gc
-import logging
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from architect.errors import ArchitectError, ConflictError, UsageError
+from architect.runtime.logging import configure_logging
 from architect.runtime.rpc import Channel
 from architect.silo.kernel_check import check_kernel
 from architect.silo.memory_messages import MemoryMessage
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--memory-bytes", type=int, required=True, help="size of the VM's RAM")
     parser.add_argument("--track-interval", type=float, default=5.0, help="seconds between scans while nothing moves; 0: none")
     options = parser.parse_args(argv)
-    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", level=logging.INFO)
+    configure_logging()
     try:
         check_kernel()
         with _only_one(options.run_dir):

@@ -73,7 +73,7 @@ class BaseMissing(msgspec.Struct, frozen=True):
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """BULK, ROUND or DRAIN has succeeded. `is_overdue`: the bulk copy was cut short by the notice."""
+    """BULK, or a step with a ROUND in it, has succeeded. `is_overdue`: the bulk copy was cut short by the notice."""
 
     stats: RoundStats
     mirror: MirrorProgress | None
@@ -114,7 +114,7 @@ def actions_of(state: SourceState) -> tuple[Action, ...]:
     skipped: set[Action] = set()
     if _skips_copy(state):
         skipped |= {Action.BULK, Action.START_MIRROR, Action.POLL_MIRROR}
-    if step in (SourceStep.DRAIN, SourceStep.LAST_ROUND) and decision.postcopy:
+    if step in (SourceStep.HOLD, SourceStep.LAST_ROUND) and decision.postcopy:
         skipped.add(Action.ROUND)
     return tuple(action for action in ACTIONS[step] if action not in skipped)
 
@@ -216,7 +216,7 @@ def _after_measure(state: SourceState, event: Measured, now_s: float) -> SourceS
         round_count=state.round_count + 1,
         mirror=event.mirror if event.mirror is not None else state.mirror,
     )
-    if state.step in (SourceStep.DRAIN, SourceStep.LAST_ROUND):
+    if state.step in (SourceStep.HOLD, SourceStep.LAST_ROUND):
         return _to(measured, ORDER[state.step])
     return _decide(measured, now_s, event.is_overdue)
 

@@ -66,7 +66,7 @@ def summarise(hops: list[Hop], evidence: Evidence, before: ServiceStatus, after:
         udp_sent=evidence.datagrams.sent,
         udp_lost=evidence.datagrams.lost,
         udp_reordered=evidence.datagrams.reordered,
-        longest_gap_ms=round(evidence.datagrams.longest_gap_ms, 1),
+        longest_gap_ms=round(evidence.longest_gap_ms, 1),
     )
     workload = WorkloadSummary(after.fuzzer_restarts, before.fuzzer_pid, after.fuzzer_pid, before.executions, after.executions)
     return Report(tuple(hops), client, workload)

@@ -29,6 +29,7 @@ class Evidence(msgspec.Struct, frozen=True):
     datagrams: DatagramReport
     throughput: tuple[tuple[float, float], ...]
     gaps: tuple[tuple[float, float], ...]
+    longest_gap_ms: float
 
     @property
     def broken(self) -> list[str]:
@@ -47,6 +48,7 @@ class Witnesses:
         self._clients: list[StreamClient] = []
         self._datagrams: DatagramClient | None = None
         self._address = ""
+        self._longest_gap_ms: float | None = None
 
     async def begin_when_ready(self, group: asyncio.TaskGroup, address: str, deadline_s: float) -> None:
         """Open everything, once the service answers.
@@ -74,14 +76,19 @@ class Witnesses:
         return await read_status(self._address)
 
     def reset_gap(self) -> None:
-        """Measure the longest gap from now on."""
+        """Measure the longest gap from now on. The first call begins what the evidence tells of: what was before is the boot's."""
         assert self._datagrams is not None
+        self._longest_gap_ms = 0.0 if self._longest_gap_ms is None else self.longest_gap_so_far_ms()
         self._datagrams.reset_gap()
 
     def longest_gap_ms(self) -> float:
         """The longest silence since `reset_gap`."""
         assert self._datagrams is not None
         return self._datagrams.report().longest_gap_ms
+
+    def longest_gap_so_far_ms(self) -> float:
+        """The longest silence since the first `reset_gap`."""
+        return max(self._longest_gap_ms or 0.0, self.longest_gap_ms())
 
     def lost_so_far(self) -> int:
         """Datagrams without an answer, those on their way included."""
@@ -98,7 +105,7 @@ class Witnesses:
         datagrams = self._datagrams.report()
         gaps = tuple((gap.end_s + offset_s, gap.length_ms) for gap in datagrams.gaps)
         streams = (*(client.report() for client in self._clients), *outside)
-        return Evidence(streams, datagrams, tuple(self._throughput), gaps)
+        return Evidence(streams, datagrams, tuple(self._throughput), gaps, self.longest_gap_so_far_ms())
 
     async def _sample(self) -> None:
         last_bytes, last_s = 0, time.monotonic()

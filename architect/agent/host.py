@@ -26,7 +26,9 @@ from architect.model.sizes import format_size
 from architect.pvm.accelerator import detect_accelerator
 from architect.pvm.tsc import measure_tsc_khz
 from architect.runtime.clock import Clock, Entropy, SystemClock, SystemEntropy
+from architect.runtime.fork_server import ForkServer
 from architect.runtime.tls import san_name
+from architect.silo.memory_client import memory_server
 from architect.wire.agent_messages import HostFacts
 
 _log = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class Host:
     ownership: DirectoryOwnershipLog
     clock: Clock
     entropy: Entropy
+    memory_server: ForkServer
     changed: Callable[[], None]
     reserved: dict[VmId, int]
 
@@ -99,6 +102,7 @@ async def open_host(config: AgentConfig, changed: Callable[[], None]) -> Host:
         HostError: the machine lacks something; names it.
     """
     cache_dir = Path(config.cache_dir)
+    memory = memory_server(config.state_dir)
     guest_files = await prepare_guest_files(cache_dir)
     accelerator = await detect_accelerator(cache_dir)
     _log.info("accelerator %s: %s", accelerator.kind, accelerator.reason)
@@ -127,5 +131,5 @@ async def open_host(config: AgentConfig, changed: Callable[[], None]) -> Host:
     edge = EdgeClient(config.edge_address, config.edge_port, Path(config.tls_dir), f"agent:{config.name}", config.edge_name)
     return Host(
         config, facts, guest_files.boot, BaseStore(state_dir / "images"), datapath, edge,
-        DirectoryOwnershipLog(Path(config.ownership_dir)), SystemClock(), SystemEntropy(), changed, {},
+        DirectoryOwnershipLog(Path(config.ownership_dir)), SystemClock(), SystemEntropy(), memory, changed, {},
     )  # fmt: skip

@@ -23,9 +23,11 @@ from architect.agent.recovery import recover_all
 from architect.agent.service import AgentService
 from architect.agent.vm_table import VmTable
 from architect.clouds.providers import open_notice_source
-from architect.errors import ArchitectError
+from architect.errors import ArchitectError, HostError
 from architect.model.config import AgentConfig, read_config
 from architect.runtime.logging import configure_logging
+
+_log = logging.getLogger(__name__)
 
 
 class _Changed:
@@ -65,6 +67,7 @@ async def _run(config: AgentConfig) -> None:
     gc.freeze()  # what lives for ever is not looked at again by the collector, whose pauses would be the guests'
     with contextlib.suppress(asyncio.CancelledError):
         await _serve(host, changed)
+    host.memory_server.close()
     host.datapath.close()
 
 
@@ -79,12 +82,21 @@ async def _serve(host: Host, changed: _Changed) -> None:
             link = changed.link = ControlLink(config, host.facts, service.report, service.handle)
             group.create_task(host.edge.run())
             group.create_task(moves.run())
+            group.create_task(_warm_up(host))
             await asyncio.sleep(0)
             await recover_all(host, table, moves, group)
             group.create_task(notices.run())
             group.create_task(link.run())
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from errors
+
+
+async def _warm_up(host: Host) -> None:
+    """Have the server of memory processes ready before the first is wanted."""
+    try:
+        await host.memory_server.start()
+    except HostError as error:
+        _log.warning("%s", error)  # the next VM tries again, and says so
 
 
 if __name__ == "__main__":

@@ -142,7 +142,8 @@ def _delete(folder: VmFolder, keep_log: bool) -> None:
 
 
 async def _spawn_memory(host: Host, folder: VmFolder, spec: VmSpec) -> MemoryProcess:
-    return await MemoryProcess.spawn(MemoryOptions(folder.memory, Path(host.config.tls_dir), spec.machine.memory_bytes))
+    options = MemoryOptions(folder.memory, Path(host.config.tls_dir), spec.machine.memory_bytes)
+    return await MemoryProcess.spawn(options, host.memory_server)
 
 
 async def _end_memory(memory: MemoryProcess) -> None:

@@ -5,7 +5,9 @@
     source: SteeredVm.settle        what was on its way to the source has arrived there (from the measured round trip)
     source: SourceFlows.set_forward what comes later still goes on to the target
     source: SourceFlows.wait_drained   the guest, which still runs, has taken all that its tap held
-    (pause, copy, resume at the target, which finds in its tap all that came meanwhile, in order)
+    (pause)
+    source: SourceFlows.relay_rest  what a guest that was too slow has left goes on to the target: out of order, but not lost
+    (copy, resume at the target, which finds in its tap all that came meanwhile, in order)
     source: SourceFlows.wait_quiet  nothing comes any more: the source may go
 
 The order matters: a QEMU that is stopped swallows a frame, so nothing may enter the source's tap after the pause; and packets sent
@@ -92,6 +94,16 @@ class SourceFlows:
                 f"the guest has not taken its packets in {timeout_s} s",
                 "see whether the guest hangs, then try again",
             )
+
+    async def relay_rest(self, target_address: str) -> None:
+        """The guest is paused: what it has not taken from its tap goes on to the target host.
+
+        Raises:
+            NotFoundError: the VM has no port here.
+            HostError: the tap is gone.
+        """
+        if not self._datapath.tap(self._vni).is_empty():
+            await asyncio.to_thread(self._datapath.relay, self._vni, target_address)
 
     async def wait_quiet(self, timeout_s: float) -> None:
         """Wait until nothing was forwarded for two round trips: the source may go.

@@ -122,6 +122,7 @@ class SourceActions:
             Action.FORWARD: lambda _: flows.set_forward(self._target_address),
             Action.DRAIN: lambda _: flows.wait_drained(limits.drain_timeout_s),
             Action.PAUSE: self._pause,
+            Action.RELAY_REST: lambda _: flows.relay_rest(self._target_address),
             Action.SAVE_MACHINE: self._save_machine,
             Action.CUT_MEMORY: self._cut_memory,
             Action.FULL_HASH: self._hash_memory,

@@ -131,6 +131,10 @@ class SourceFlowPort(Protocol):
         """Until the running guest has taken all packets from its tap. Raises HostError when the time is over."""
         ...
 
+    async def relay_rest(self, target_address: str) -> None:
+        """What the guest, now paused, has not taken from its tap goes on to the target host: late, but not lost."""
+        ...
+
     async def wait_quiet(self, timeout_s: float) -> None:
         """Until nothing was forwarded for two round trips. Raises HostError when the time is over."""
         ...

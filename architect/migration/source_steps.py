@@ -71,6 +71,7 @@ class Action(StrEnum):
     FORWARD = "forward"
     DRAIN = "drain"
     PAUSE = "pause"
+    RELAY_REST = "relay-rest"
     SAVE_MACHINE = "save-machine"
     CUT_MEMORY = "cut-memory"
     FULL_HASH = "full-hash"
@@ -170,7 +171,7 @@ ACTIONS: dict[SourceStep, tuple[Action, ...]] = {
     SourceStep.FORWARD: (Action.FORWARD,),
     SourceStep.DRAIN: (Action.DRAIN,),
     SourceStep.PAUSE: (Action.PAUSE,),
-    SourceStep.LAST_ROUND: (Action.ROUND, Action.SAVE_MACHINE),
+    SourceStep.LAST_ROUND: (Action.ROUND, Action.SAVE_MACHINE, Action.RELAY_REST),
     SourceStep.CUT: (Action.CUT_MEMORY,),
     SourceStep.VERIFY: (Action.FULL_HASH,),
     SourceStep.COMMIT: (Action.SEND_CUT,),
@@ -186,7 +187,9 @@ ACTIONS: dict[SourceStep, tuple[Action, ...]] = {
     SourceStep.LOST: (),
 }
 
-TOLERATED = frozenset({Action.HOOK_SUSPEND, Action.HOOK_RESUME, Action.SYNC_CLOCK, Action.DRAIN, Action.WAIT_QUIET, Action.RELEASE})
+TOLERATED = frozenset(
+    {Action.HOOK_SUSPEND, Action.HOOK_RESUME, Action.SYNC_CLOCK, Action.DRAIN, Action.RELAY_REST, Action.WAIT_QUIET, Action.RELEASE}
+)
 """Actions whose failure is noted and passed over: the move is worth more than they are."""
 
 INSISTED = frozenset({Action.SET_LOCAL, Action.RESUME, Action.STEER_BACK})

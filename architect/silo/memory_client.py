@@ -1,6 +1,6 @@
 """Memory client: the agent's view of one VM's memory process.
 
-    memory = await MemoryProcess.spawn(MemoryOptions(run_dir, tls_dir, memory_bytes))
+    memory = await MemoryProcess.spawn(MemoryOptions(run_dir, tls_dir, memory_bytes), server)
     descriptor = memory.memfd()                      # for QEMU: mem-path=/proc/self/fd/N, inherited
     await memory.attach(qemu_pid, MemoryRole.FRESH)
 
@@ -13,14 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from architect.errors import ArchitectError, HostError, UnavailableError
+from architect.runtime.fork_server import ForkServer
 from architect.runtime.rpc import Channel, open_channel
 from architect.silo import memory_messages as m
 from architect.silo.memory_main import PID_NAME, SOCKET_NAME
@@ -31,7 +30,7 @@ SHORT_TIMEOUT_S = 15.0
 BULK_TIMEOUT_S = 3600.0
 CUT_TIMEOUT_S = 60.0
 START_TIMEOUT_S = 20.0
-_POLL_S = 0.01
+_POLL_S = 0.002
 
 
 class MemoryStartError(HostError):
@@ -39,13 +38,17 @@ class MemoryStartError(HostError):
 
 
 class MemoryOptions(msgspec.Struct, frozen=True):
-    """How to start one. `run_dir` is the VM's, on a tmpfs; `command` starts `architect memory` and is given the rest."""
+    """How to start one. `run_dir` is the VM's, on a tmpfs."""
 
     run_dir: Path
     tls_dir: Path
     memory_bytes: int
     track_interval_s: float = 5.0
-    command: tuple[str, ...] = (sys.executable, "-m", "architect.silo.memory_main")
+
+
+def memory_server(label: str, prefix: tuple[str, ...] = ()) -> ForkServer:
+    """What forks memory processes. Parameters as of `ForkServer`."""
+    return ForkServer("architect.silo.memory_main", label, prefix)
 
 
 class MemoryProcess:
@@ -58,7 +61,7 @@ class MemoryProcess:
         self.pid = pid
 
     @classmethod
-    async def spawn(cls, options: MemoryOptions) -> MemoryProcess:
+    async def spawn(cls, options: MemoryOptions, server: ForkServer) -> MemoryProcess:
         """Start a memory process, in a session of its own; it outlives this one. In the run directory of one that was killed it
         goes on with its QEMU.
 
@@ -67,19 +70,17 @@ class MemoryProcess:
         """
         options.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         (options.run_dir / PID_NAME).unlink(missing_ok=True)
-        arguments = (
-            *options.command, "--run-dir", str(options.run_dir), "--tls-dir", str(options.tls_dir),
+        arguments = [
+            "--run-dir", str(options.run_dir), "--tls-dir", str(options.tls_dir),
             "--memory-bytes", str(options.memory_bytes), "--track-interval", str(options.track_interval_s),
-        )  # fmt: skip
+        ]  # fmt: skip
         log_path = options.run_dir / "memory.log"
         with log_path.open("ab") as log:
-            # Not asyncio's: that one kills the child when its transport is closed. Not in a thread: cancelled, it would leave a
-            # process that nobody knows.
-            process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)  # noqa: ASYNC220
+            process = await server.fork(arguments, log.fileno())
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 while not (options.run_dir / PID_NAME).exists():
-                    if process.poll() is not None:
+                    if process.has_ended():
                         raise _not_started(log_path)
                     await asyncio.sleep(_POLL_S)
             return await cls.reattach(options.run_dir)
@@ -89,6 +90,8 @@ class MemoryProcess:
         except BaseException:
             process.kill()
             raise
+        finally:
+            process.close()
 
     @classmethod
     async def reattach(cls, run_dir: Path) -> MemoryProcess:

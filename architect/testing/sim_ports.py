@@ -288,6 +288,10 @@ class SimSourceFlows(SimPart):
         """As the port says."""
         await self.long_call("flows.drain", lambda: self.host.flows.wait_drained(self.vm, timeout_s), stops=True)
 
+    async def relay_rest(self, target_address: str) -> None:
+        """As the port says."""
+        await self.long_call("flows.relay-rest", lambda: self.host.flows.relay(self.vm, target_address))
+
     async def wait_quiet(self, timeout_s: float) -> None:
         """As the port says."""
         await self.long_call("flows.quiet", lambda: self.host.flows.wait_quiet(timeout_s), stops=True)

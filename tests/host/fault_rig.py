@@ -18,7 +18,7 @@ from typing import Any
 
 from architect.clouds.local.layout import StateFolder
 from architect.runtime.namespaces import namespace_path, run_in_namespace
-from architect.runtime.processes import ProcessIdentity, is_alive
+from architect.runtime.processes import ProcessIdentity, is_alive, processes_where
 from tests.host.fabric_rig import ARCHITECT, PATIENCE_S, CommandFailedError, FabricRig
 
 TICKS = (
@@ -169,7 +169,17 @@ class FaultRig:
         return _one(self.memories(host, vm), f"memory process of {vm} on {host}")
 
     def memories(self, host: str, vm: str) -> list[ProcessIdentity]:
-        return self.rig.processes("memory_main", f"/hosts/{host}/", vm)
+        """Forks of one process look alike: those of the VM have files open in its folder, be it deleted."""
+        namespace = os.stat(namespace_path(self.namespace(host))).st_ino
+
+        def fits(process: ProcessIdentity) -> bool:
+            try:
+                is_memory = Path(f"/proc/{process.pid}/comm").read_text() == "memory_main\n"
+                return is_memory and _is_inside(process, namespace) and any(vm in path for path in _open_files(process))
+            except OSError:
+                return False
+
+        return processes_where(fits)
 
     def qemu(self, host: str, vm: str) -> ProcessIdentity:
         """The VM's QEMU on the host."""
@@ -302,6 +312,10 @@ class FaultRig:
 def _one(found: list[ProcessIdentity], what: str) -> ProcessIdentity:
     assert len(found) == 1, (what, found)
     return found[0]
+
+
+def _open_files(process: ProcessIdentity) -> list[str]:
+    return [os.readlink(path) for path in Path(f"/proc/{process.pid}/fd").iterdir()]
 
 
 def _is_inside(process: ProcessIdentity, namespace_inode: int) -> bool:

@@ -8,7 +8,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +17,7 @@ import pytest
 
 from architect.runtime.tls import make_ca, make_certificate, san_name
 from architect.silo.kernel_check import KernelError, check_kernel
-from architect.silo.memory_client import MemoryOptions, MemoryProcess
+from architect.silo.memory_client import MemoryOptions, MemoryProcess, memory_server
 from architect.silo.memory_messages import Cut, SourceOptions
 from architect.silo.tracker import MemoryRole
 
@@ -95,7 +94,7 @@ class Host:
     async def restart_memory(self) -> None:
         """Kill the memory process and start another one in its place."""
         await self.kill_memory()
-        self.memory = await MemoryProcess.spawn(self.rig.options(self.name))
+        self.memory = await MemoryProcess.spawn(self.rig.options(self.name), self.rig.server)
 
     async def kill_memory(self) -> None:
         os.kill(self.memory.pid, 9)
@@ -116,6 +115,7 @@ class Rig:
         self.ram_bytes = ram_bytes
         self.folder = Path(tempfile.mkdtemp(prefix="architect-memory-", dir="/dev/shm"))
         self.namespace = self.folder.name
+        self.server = memory_server(str(self.folder), ("ip", "netns", "exec", self.namespace))
         self._pids: set[int] = set()
         self._guests: list[Guest] = []
         subprocess.run(["ip", "netns", "add", self.namespace], check=True)
@@ -128,8 +128,7 @@ class Rig:
         subprocess.run([*flags, self.folder / "shim.so", "-shared", "-fPIC", ROOT / "native/uffd_shim.c"], check=True)
 
     def options(self, name: str, *, tls: str = "") -> MemoryOptions:
-        command = ("ip", "netns", "exec", self.namespace, sys.executable, "-m", "architect.silo.memory_main")
-        return MemoryOptions(self.folder / name, self.folder / f"tls-{tls or name}", self.ram_bytes, 0.0, command)
+        return MemoryOptions(self.folder / name, self.folder / f"tls-{tls or name}", self.ram_bytes, 0.0)
 
     def source_options(self, port: int, session: str, streams: int = 2, reconnect_s: float = 20.0) -> SourceOptions:
         """Where to send to: a target with the certificate of beta."""
@@ -137,7 +136,7 @@ class Rig:
 
     async def host(self, name: str, role: MemoryRole, *, tls: str = "") -> Host:
         """Start a memory process and a guest on it."""
-        memory = await MemoryProcess.spawn(self.options(name, tls=tls))
+        memory = await MemoryProcess.spawn(self.options(name, tls=tls), self.server)
         guest = Guest(self.folder, memory.memfd(), self.ram_bytes)
         self._guests.append(guest)
         await memory.attach(guest.process.pid, role)
@@ -149,6 +148,7 @@ class Rig:
         for path in self.folder.glob("*/memory.pid"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(path.read_text()), 9)
+        self.server.close()
         time.sleep(0.05)
         subprocess.run(["ip", "netns", "del", self.namespace], check=True)
         shutil.rmtree(self.folder)

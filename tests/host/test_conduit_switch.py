@@ -18,7 +18,7 @@ from architect.conduit.host_datapath import HostDatapath, cleanup
 from architect.conduit.layout import PortState
 from architect.conduit.pins import fabric_folder
 from architect.conduit.switch import SourceFlows, SteeredVm, TargetFlows
-from architect.errors import ConflictError, NotFoundError
+from architect.errors import ConflictError, HostError, NotFoundError
 from architect.model.config import EdgeConfig, write_config
 from architect.model.endpoints import Protocol, Publish
 from architect.model.ids import VmId, Vni
@@ -205,6 +205,32 @@ def test_three_switches_there_and_back_lose_nothing(scene: Scene) -> None:
     scene.as_agent("a", lambda edge: switch(scene, edge, "a", "b", 3))
     scene.stop_flows()
     scene.assert_unharmed()
+
+
+def test_what_a_guest_too_slow_for_the_drain_has_left_is_not_lost(scene: Scene) -> None:
+    scene.add("b", PortState.BLOCKED)
+
+    async def slow(edge: EdgeClient) -> None:
+        leaving, taking = SourceFlows(scene.hosts["a"], VNI, HOSTS["b"], edge), TargetFlows(scene.hosts["b"], VNI, HOSTS["a"])
+        steered = SteeredVm(edge, VM, VNI)
+        scene.guest.pause()
+        await asyncio.sleep(PAUSE_S)
+        await taking.hold()
+        await steered.steer(1, HOSTS["b"], HOSTS["a"])
+        await steered.settle()
+        await leaving.set_forward(HOSTS["b"])
+        with pytest.raises(HostError, match="has not taken its packets"):
+            await leaving.wait_drained(0.05)
+        await leaving.relay_rest(HOSTS["b"])
+        assert scene.hosts["a"].tap(VNI).is_empty()
+        resume_on(scene, "b")
+        await taking.set_local()
+        await leaving.wait_quiet(5)
+
+    scene.as_agent("a", slow)
+    scene.stop_flows()
+    assert [udp.lost for udp in scene.udp] == [0, 0]
+    assert all(tcp.is_intact for tcp in scene.tcp)
 
 
 def test_steering_only_at_the_resume_loses_packets(scene: Scene) -> None:

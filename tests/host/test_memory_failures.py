@@ -295,9 +295,9 @@ def test_a_moved_guest_moves_on_from_the_same_registration() -> None:
 
 def test_a_second_process_in_the_same_run_directory_is_refused() -> None:
     async def start(made: Rig) -> None:
-        first = await MemoryProcess.spawn(made.options("alpha"))
+        first = await MemoryProcess.spawn(made.options("alpha"), made.server)
         with pytest.raises(MemoryStartError, match="another memory process"):
-            await MemoryProcess.spawn(made.options("alpha"))
+            await MemoryProcess.spawn(made.options("alpha"), made.server)
         (made.folder / "alpha" / "memory.pid").write_text(f"{first.pid}\n")
         await first.shutdown()
         await asyncio.to_thread(wait_gone, first.pid)

@@ -36,7 +36,7 @@ class Place:
 
 @contextlib.asynccontextmanager
 async def place(made: Rig, boot: BootFiles, folder: Path, name: str, *, incoming: bool = False) -> AsyncIterator[Place]:
-    memory = await MemoryProcess.spawn(made.options(name, tls="alpha" if name == "alpha" else "beta"))
+    memory = await MemoryProcess.spawn(made.options(name, tls="alpha" if name == "alpha" else "beta"), made.server)
     ram_fd = memory.memfd()
     try:
         options = machine_rig.options(boot, folder / name, ram_fd, incoming=incoming, shim=machine_rig.SHIM, uid=64055)

@@ -130,36 +130,45 @@ def spawn(command: Sequence[str], jail: Jail, inherited: Sequence[int], run_dir:
     """
     assert UFFD_NUMBER not in inherited
     environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", RUN_DIR_VARIABLE: str(run_dir.absolute())}
-    device = -1
-    log_descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    try:
+    with contextlib.ExitStack() as opened:
+        log_descriptor = _open(opened, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, "see the folder's rights")
+        numbers = list(inherited)
         if jail.shim is not None:
-            device = os.open(UFFD_DEVICE, os.O_RDWR | os.O_CLOEXEC)
-            environment |= {"LD_PRELOAD": str(jail.shim), "ARCHITECT_UFFD_DEVICE": str(device)}
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log_descriptor,
-            stderr=log_descriptor,
-            cwd="/",
-            env=environment,
-            pass_fds=[*inherited, *([device] if device >= 0 else [])],
-            start_new_session=True,
-            user=jail.uid,
-            group=jail.uid,
-            extra_groups=_kvm_groups() if jail.kvm else [],
-            umask=0o077,
-        )
-    except OSError as error:
-        raise HostError(f"program {command[0]}", str(error), "install qemu-system-x86 and run as root") from error
-    finally:
-        os.close(log_descriptor)
-        if device >= 0:
-            os.close(device)
+            device = _open(opened, UFFD_DEVICE, os.O_RDWR, "use a kernel with userfaultfd, and run as root")
+            # By descriptor, as everything else: its path may lie in a folder that the jail's user cannot enter (a clone in /root).
+            shim = _open(opened, jail.shim, os.O_RDONLY, "build it: `make setup`")
+            environment |= {"LD_PRELOAD": f"/proc/self/fd/{shim}", "ARCHITECT_UFFD_DEVICE": str(device)}
+            numbers += [device, shim]
+        try:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log_descriptor,
+                stderr=log_descriptor,
+                cwd="/",
+                env=environment,
+                pass_fds=numbers,
+                start_new_session=True,
+                user=jail.uid,
+                group=jail.uid,
+                extra_groups=_kvm_groups() if jail.kvm else [],
+                umask=0o077,
+            )
+        except OSError as error:
+            raise HostError(f"program {command[0]}", str(error), "install qemu-system-x86 and run as root") from error
     pidfd = os.pidfd_open(child.pid)  # our own child, not reaped yet: this cannot be another process
     with contextlib.suppress(OSError):
         resource.prlimit(child.pid, resource.RLIMIT_CORE, (0, 0))
     return QemuProcess(identity_of(child.pid), pidfd, child)
+
+
+def _open(opened: contextlib.ExitStack, path: str | Path, flags: int, next_step: str) -> int:
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise HostError(str(path), str(error.strerror), next_step) from error
+    opened.callback(os.close, descriptor)
+    return descriptor
 
 
 def identity_of(pid: int) -> ProcessIdentity:

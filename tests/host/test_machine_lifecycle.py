@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,8 +83,25 @@ def test_a_shim_that_makes_no_userfaultfd_is_named_at_once(boot: BootFiles, tmp_
     async def scenario() -> None:
         with rig.ram() as ram_fd:
             with pytest.raises(HostError, match="made no userfaultfd"):
+                await Machine.start(rig.options(boot, tmp_path / "a", ram_fd, shim=Path("/usr/lib/os-release")))
+            with pytest.raises(HostError, match=r"missing.so: No such file .*make setup"):
                 await Machine.start(rig.options(boot, tmp_path / "a", ram_fd, shim=tmp_path / "missing.so"))
         assert find_machine(tmp_path / "a") is None
+
+    asyncio.run(scenario())
+
+
+def test_the_shim_may_lie_where_the_machines_user_cannot_go(boot: BootFiles, tmp_path: Path) -> None:
+    """As in a clone below /root."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    shutil.copy(rig.SHIM, closed / "shim.so")
+
+    async def scenario() -> None:
+        with rig.ram() as ram_fd:
+            options = rig.options(boot, tmp_path / "a", ram_fd, shim=closed / "shim.so", uid=64055)
+            async with rig.running(options) as machine:
+                assert machine.has_uffd
 
     asyncio.run(scenario())
 

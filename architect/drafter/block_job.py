@@ -111,5 +111,5 @@ async def _next_of(qmp: QmpConnection, listener: Any, job: str, timeout_s: float
 
 
 def _failure(vm: str, event: MachineEvent) -> HostError:
-    cause = event.error if isinstance(event, BlockJobEnded) and event.error else "it was cancelled"
+    cause = event.error if isinstance(event, BlockJobEnded) and event.error else "it was cancelled, or had not caught up"
     return HostError(f"{vm}: block job", cause, "see the disks and the connection on both hosts")

@@ -123,7 +123,8 @@ class SourceActions:
             Action.DRAIN: lambda _: flows.wait_drained(limits.drain_timeout_s),
             Action.PAUSE: self._pause,
             Action.RELAY_REST: lambda _: flows.relay_rest(self._target_address),
-            Action.SAVE_MACHINE: self._save_machine,
+            Action.END_DISK: self._end_disk,
+            Action.SAVE_STATE: self._save_state,
             Action.CUT_MEMORY: self._cut_memory,
             Action.FULL_HASH: self._hash_memory,
             Action.SEND_CUT: self._send_cut,
@@ -240,14 +241,16 @@ class SourceActions:
         self._figures.stop_time_s = await self._ports.machine.pause()
         self._figures.stopped_at_s = self._clock.monotonic_s()
 
-    async def _save_machine(self, state: SourceState) -> None:
+    async def _end_disk(self, state: SourceState) -> None:
         machine, memory = self._ports.machine, self._ports.memory
         if state.decision.disk_postcopy:
             await machine.cancel_mirror()
             await memory.tunnel_connect(POSTCOPY_TUNNEL, await machine.export_disk_for_postcopy())
         else:
             await machine.finish_mirror()
-        self._device_state = await machine.save_device_state()
+
+    async def _save_state(self, _: SourceState) -> None:
+        self._device_state = await self._ports.machine.save_device_state()
 
     async def _cut_memory(self, state: SourceState) -> None:
         self._cut = await self._ports.memory.cut(state.decision.postcopy)

@@ -72,7 +72,8 @@ class Action(StrEnum):
     DRAIN = "drain"
     PAUSE = "pause"
     RELAY_REST = "relay-rest"
-    SAVE_MACHINE = "save-machine"
+    END_DISK = "end-disk"
+    SAVE_STATE = "save-state"
     CUT_MEMORY = "cut-memory"
     FULL_HASH = "full-hash"
     SEND_CUT = "send-cut"
@@ -117,7 +118,7 @@ EFFECT_OF: dict[Action, Effect] = {
     Action.STEER: Effect.STEERED,
     Action.FORWARD: Effect.FORWARDED,
     Action.PAUSE: Effect.PAUSED,
-    Action.SAVE_MACHINE: Effect.EXPORTED,
+    Action.END_DISK: Effect.EXPORTED,
     Action.SEND_CUT: Effect.CUT_SENT,
 }
 
@@ -171,7 +172,7 @@ ACTIONS: dict[SourceStep, tuple[Action, ...]] = {
     SourceStep.FORWARD: (Action.FORWARD,),
     SourceStep.DRAIN: (Action.DRAIN,),
     SourceStep.PAUSE: (Action.PAUSE,),
-    SourceStep.LAST_ROUND: (Action.ROUND, Action.SAVE_MACHINE, Action.RELAY_REST),
+    SourceStep.LAST_ROUND: (Action.ROUND, Action.END_DISK, Action.SAVE_STATE, Action.RELAY_REST),
     SourceStep.CUT: (Action.CUT_MEMORY,),
     SourceStep.VERIFY: (Action.FULL_HASH,),
     SourceStep.COMMIT: (Action.SEND_CUT,),

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,15 @@ class Place:
 
 
 @contextlib.asynccontextmanager
-async def place(boot: BootFiles, folder: Path, *, incoming: bool = False, **changes: Any) -> AsyncIterator[Place]:
+async def place(
+    boot: BootFiles, folder: Path, *, incoming: bool = False, more_disk: bool = False, **changes: Any
+) -> AsyncIterator[Place]:
+    """`more_disk`: some MiB are written where the guest does not look, so that a mirror is slow to catch up."""
     folder.mkdir()
     await create_overlay(folder / "overlay.qcow2", rig.DISK_BYTES)
+    if more_disk:
+        command = ("qemu-io", "-c", "write -P 7 500M 8M", folder / "overlay.qcow2")
+        await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
     with rig.ram() as ram_fd:
         options = rig.options(boot, folder, ram_fd, disk=rig.disk(folder), incoming=incoming, **changes)
         async with rig.running(options) as machine:
@@ -113,7 +120,7 @@ def test_a_machine_moves_with_its_disk_mirrored(boot: BootFiles, tmp_path: Path,
                 assert progress is not None
                 assert progress.is_ready
                 await source.machine.pause()
-                await mirror.finish()
+                await asyncio.gather(mirror.finish(), source.machine.save_device_state())  # as in the pause of a move
                 assert await source.machine.qmp.execute("query-block-jobs") == []
                 await stop_incoming_export(target.machine)
                 await stop_incoming_export(target.machine)
@@ -180,6 +187,44 @@ def test_a_mirror_that_is_cancelled_leaves_nothing_and_the_guest_runs_on(boot: B
                 await stop_incoming_export(target.machine)
             assert set(await nodes_by_name(source.machine.qmp)) == before
             assert await source.machine.qmp.execute("query-block-jobs") == []
+            await assert_guest_is_well(source, rig.alive(source.folder))
+
+    asyncio.run(scenario())
+
+
+def test_a_mirror_that_has_ended_leaves_nothing_if_the_guest_stays(boot: BootFiles, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with place(boot, tmp_path / "a") as source, place(boot, tmp_path / "b", incoming=True) as target:
+            await busy_source(source)
+            before = set(await nodes_by_name(source.machine.qmp))
+            for _ in range(2):
+                mirror = await mirror_to(source, target)
+                await source.machine.pause()
+                await mirror.finish()
+                await mirror.cancel()
+                await source.machine.resume()
+                await stop_incoming_export(target.machine)
+            assert set(await nodes_by_name(source.machine.qmp)) == before
+            await assert_guest_is_well(source, rig.alive(source.folder))
+
+    asyncio.run(scenario())
+
+
+def test_a_mirror_that_has_not_caught_up_does_not_end_well(boot: BootFiles, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            place(boot, tmp_path / "a", more_disk=True) as source,
+            place(boot, tmp_path / "b", incoming=True) as target,
+        ):
+            await busy_source(source)
+            mirror = DiskMirror(source.machine)
+            with rig.connect(await start_incoming_export(target.machine)) as connection:
+                await mirror.start(connection.fileno(), speed_bytes_s=1)
+            await source.machine.pause()
+            with pytest.raises(HostError, match="not caught up"):
+                await mirror.finish()
+            await mirror.cancel()
+            await source.machine.resume()
             await assert_guest_is_well(source, rig.alive(source.folder))
 
     asyncio.run(scenario())

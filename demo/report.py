@@ -35,6 +35,8 @@ class ClientSummary(msgspec.Struct, frozen=True):
     udp_lost: int
     udp_reordered: int
     longest_gap_ms: float
+    udp_unseen: int
+    """Of those lost: how many never came to the VM. The others' answers were lost."""
 
 
 class WorkloadSummary(msgspec.Struct, frozen=True):
@@ -67,6 +69,7 @@ def summarise(hops: list[Hop], evidence: Evidence, before: ServiceStatus, after:
         udp_lost=evidence.datagrams.lost,
         udp_reordered=evidence.datagrams.reordered,
         longest_gap_ms=round(evidence.longest_gap_ms, 1),
+        udp_unseen=evidence.datagrams.sent - evidence.datagrams_seen,
     )
     workload = WorkloadSummary(after.fuzzer_restarts, before.fuzzer_pid, after.fuzzer_pid, before.executions, after.executions)
     return Report(tuple(hops), client, workload)
@@ -80,7 +83,7 @@ def failures(report: Report, hops_wanted: int) -> list[str]:
         "a source was not destroyed": all(hop.source_destroyed for hop in report.migrations),
         f"{client.tcp_resets} TCP streams broke": client.tcp_resets == 0,
         "a checksum differs": client.tcp_sha256_ok,
-        f"{client.udp_lost} datagrams were lost": client.udp_lost == 0,
+        f"{client.udp_lost} datagrams were lost, {client.udp_unseen} of them on their way to the VM": client.udp_lost == 0,
         f"{client.udp_reordered} datagrams came out of order": client.udp_reordered == 0,
         "the fuzzer was restarted": workload.restarts == 0 and workload.pid_before == workload.pid_after,
         "the fuzzer made no progress": workload.executions_after > workload.executions_before,

@@ -30,6 +30,8 @@ class Evidence(msgspec.Struct, frozen=True):
     throughput: tuple[tuple[float, float], ...]
     gaps: tuple[tuple[float, float], ...]
     longest_gap_ms: float
+    datagrams_seen: int
+    """By the VM."""
 
     @property
     def broken(self) -> list[str]:
@@ -105,7 +107,8 @@ class Witnesses:
         datagrams = self._datagrams.report()
         gaps = tuple((gap.end_s + offset_s, gap.length_ms) for gap in datagrams.gaps)
         streams = (*(client.report() for client in self._clients), *outside)
-        return Evidence(streams, datagrams, tuple(self._throughput), gaps, self.longest_gap_so_far_ms())
+        seen = (await self.status()).datagrams
+        return Evidence(streams, datagrams, tuple(self._throughput), gaps, self.longest_gap_so_far_ms(), seen)
 
     async def _sample(self) -> None:
         last_bytes, last_s = 0, time.monotonic()

@@ -59,8 +59,15 @@
 #define CHECK_S 0.2
 #define RECONNECT_S 1.0
 
+struct datagram {
+	struct sockaddr_in peer;
+	uint8_t bytes[DATAGRAM_BYTES_MAX];
+	size_t length; /* 0: none */
+};
+
 struct service {
 	struct fuzzer fuzzer;
+	struct datagram unsent;
 	int listener, datagrams, status, has_outside;
 	double started_s, started_at_s, reconnect_at_s, outside_rate;
 	struct sockaddr_in outside_address;
@@ -154,20 +161,35 @@ static void accept_streams(void)
 	}
 }
 
+/* 0: there is no room; the datagram is kept, and no other is received until it has gone: what cannot be sent waits, none is dropped. */
+static int send_datagram(struct datagram *datagram)
+{
+	ssize_t sent = sendto(service.datagrams, datagram->bytes, datagram->length, 0, (struct sockaddr *)&datagram->peer,
+			      sizeof datagram->peer);
+	if (sent < 0 && (errno == EAGAIN || errno == ENOBUFS))
+		return 0;
+	datagram->length = 0;
+	return 1;
+}
+
 static void echo_datagrams(void)
 {
-	uint8_t datagram[DATAGRAM_BYTES_MAX];
+	struct datagram *datagram = &service.unsent;
+	if (datagram->length && !send_datagram(datagram))
+		return;
 	for (int i = 0; i < DATAGRAMS_PER_STEP; i++) {
-		struct sockaddr_in from;
-		socklen_t length = sizeof from;
-		ssize_t got = recvfrom(service.datagrams, datagram, sizeof datagram, MSG_TRUNC, (struct sockaddr *)&from, &length);
+		socklen_t length = sizeof datagram->peer;
+		ssize_t got = recvfrom(service.datagrams, datagram->bytes, sizeof datagram->bytes, MSG_TRUNC,
+				       (struct sockaddr *)&datagram->peer, &length);
 		if (got < 0)
 			return;
 		if (got < DATAGRAM_BYTES_MIN || got > DATAGRAM_BYTES_MAX)
 			continue;
-		memcpy(datagram + 16, &service.datagrams_echoed, 8);
+		datagram->length = (size_t)got;
+		memcpy(datagram->bytes + 16, &service.datagrams_echoed, 8);
 		service.datagrams_echoed++;
-		sendto(service.datagrams, datagram, (size_t)got, 0, (struct sockaddr *)&from, length);
+		if (!send_datagram(datagram))
+			return;
 	}
 }
 
@@ -246,7 +268,7 @@ static void step(void)
 	static double checked_s;
 	struct pollfd polled[STREAMS_MAX + 4] = {
 		{service.listener, POLLIN, 0},
-		{service.datagrams, POLLIN, 0},
+		{service.datagrams, service.unsent.length ? POLLOUT : POLLIN, 0},
 		{service.status, POLLIN, 0},
 		{service.outside.socket, service.outside.socket < 0 ? 0 : stream_events(&service.outside), 0},
 	};

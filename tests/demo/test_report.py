@@ -28,7 +28,7 @@ def status(**changed: Any) -> ServiceStatus:
 def report_of(
     streams: tuple[StreamReport, ...] = (STREAM,), datagrams: DatagramReport = DATAGRAMS, hop: Hop = HOP, **after: Any
 ) -> Report:
-    evidence = Evidence(streams, datagrams, (), (), 120.0)
+    evidence = Evidence(streams, datagrams, (), (), 120.0, 100)
     return summarise([hop], evidence, status(), status(**{"executions": 50} | after))
 
 

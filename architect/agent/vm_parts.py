@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,30 +48,27 @@ async def start_fresh(host: Host, folder: VmFolder, spec: VmSpec) -> VmParts:
     """Make the VM from its template, halted, its guest waiting to be configured. On failure nothing is left but the folder."""
     options = TemplateOptions(spec.machine, host.boot, host.config.vm_uid)
     template = await ensure_template(options, host.cache_dir / "templates")
-    memory = await _spawn_memory(host, folder, spec)
-    try:
-        with _memfd(memory) as ram_fd:
-            machine = await start_from_template(template, await _machine_options(host, folder, spec, ram_fd))
-        try:
-            await memory.attach(machine.qemu_pid, MemoryRole.FRESH)
-        except BaseException:
-            await asyncio.shield(machine.kill())
-            raise
-    except BaseException:
-        await asyncio.shield(_end_memory(memory))
-        raise
-    return VmParts(memory, machine)
+
+    async def start(machine: MachineOptions) -> Machine:
+        return await start_from_template(template, machine)
+
+    return await _start(host, folder, spec, MemoryRole.FRESH, start)
 
 
 async def start_incoming(host: Host, folder: VmFolder, spec: VmSpec) -> VmParts:
     """Make the VM for a move, waiting for memory, disk and device state. On failure nothing is left but the folder."""
+    return await _start(host, folder, spec, MemoryRole.INCOMING, Machine.start)
+
+
+async def _start(
+    host: Host, folder: VmFolder, spec: VmSpec, role: MemoryRole, start: Callable[[MachineOptions], Awaitable[Machine]]
+) -> VmParts:
     memory = await _spawn_memory(host, folder, spec)
     try:
         with _memfd(memory) as ram_fd:
-            options = await _machine_options(host, folder, spec, ram_fd, incoming=True)
-            machine = await Machine.start(options)
+            machine = await start(await _machine_options(host, folder, spec, ram_fd, incoming=role is MemoryRole.INCOMING))
         try:
-            await memory.attach(machine.qemu_pid, MemoryRole.INCOMING)
+            await memory.attach(machine.qemu_pid, role)
         except BaseException:
             await asyncio.shield(machine.kill())
             raise

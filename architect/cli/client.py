@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import socket
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from architect.errors import (
     UnavailableError,
     remote_error,
 )
+from architect.runtime.socket_paths import short_socket_path
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -37,12 +37,8 @@ class _UnixConnection(HTTPConnection):
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        # By its folder's descriptor: a socket address has room for 107 bytes, a path may be longer.
-        folder = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY)
-        try:
-            self.sock.connect(f"/proc/self/fd/{folder}/{self._path.name}")
-        finally:
-            os.close(folder)
+        with short_socket_path(self._path) as address:
+            self.sock.connect(address)
 
 
 class Client:

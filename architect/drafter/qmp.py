@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -21,6 +20,7 @@ from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, ExecuteE
 
 from architect.drafter.pinning import check_arguments
 from architect.errors import HostError, OutcomeUnknownError, PeerError, UnavailableError
+from architect.runtime.socket_paths import short_socket_path
 
 COMMAND_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 10.0
@@ -165,8 +165,8 @@ async def connect_qmp(path: Path, vm: str, timeout_s: float = CONNECT_TIMEOUT_S)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         async with asyncio.timeout(timeout_s):
-            with contextlib.ExitStack() as stack:
-                sock.connect(short_socket_path(path, stack))
+            with short_socket_path(path) as address:
+                sock.connect(address)
             await client.connect(sock)
     except (OSError, TimeoutError, ConnectError) as error:
         sock.close()
@@ -181,10 +181,9 @@ async def connect_qmp(path: Path, vm: str, timeout_s: float = CONNECT_TIMEOUT_S)
 
 def peer_pid(path: Path) -> int:
     """The process that listens on a unix socket (SO_PEERCRED). Raises OSError if none does."""
-    with contextlib.ExitStack() as stack:
-        sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, short_socket_path(path) as address:
         sock.settimeout(1)
-        sock.connect(short_socket_path(path, stack))
+        sock.connect(address)
         pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         return int(pid)
 
@@ -194,18 +193,11 @@ def listening_socket(path: Path) -> socket.socket:
     path.unlink(missing_ok=True)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        with contextlib.ExitStack() as stack:
-            sock.bind(short_socket_path(path, stack))
+        with short_socket_path(path) as address:
+            sock.bind(address)
         path.chmod(0o600)
         sock.listen(1)
     except BaseException:
         sock.close()
         raise
     return sock
-
-
-def short_socket_path(path: Path, stack: contextlib.ExitStack) -> str:
-    """`path` in a form that fits a unix address (108 bytes): through a descriptor of its folder, open until the stack closes."""
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    stack.callback(os.close, folder)
-    return f"/proc/self/fd/{folder}/{path.name}"

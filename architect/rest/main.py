@@ -24,6 +24,7 @@ from architect.rest.app import rest_app
 from architect.runtime.clock import SystemClock, SystemEntropy
 from architect.runtime.logging import configure_logging
 from architect.runtime.rpc import Channel, open_channel
+from architect.runtime.socket_paths import short_socket_path
 from architect.runtime.tls import client_context, san_name, server_context
 from architect.wire.edge_messages import EdgeMessage
 
@@ -109,7 +110,7 @@ def listen_at(path: Path) -> socket.socket:
     """
     thing = f"socket {path}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _short_path(path) as address:
+    with short_socket_path(path) as address:
         if _answers(address):
             raise UnavailableError(thing, "another control plane answers there", "stop it, or use another --state-dir")
         listener = socket.socket(socket.AF_UNIX)
@@ -124,16 +125,6 @@ def listen_at(path: Path) -> socket.socket:
         finally:
             os.umask(before)
     return listener
-
-
-@contextlib.contextmanager
-def _short_path(path: Path) -> Iterator[str]:
-    """A way to the path that fits into a socket address (108 bytes), however long its folders' names are."""
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)
 
 
 def _answers(address: str) -> bool:

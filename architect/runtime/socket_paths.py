@@ -7,20 +7,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from architect.errors import UnavailableError
-
 
 @contextlib.contextmanager
 def short_socket_path(path: Path) -> Iterator[str]:
     """A way to the socket that fits into a unix address, for binding or connecting while the block runs.
 
     Raises:
-        UnavailableError: the folder of the socket does not exist.
+        OSError: the folder of the socket does not exist.
     """
-    try:
-        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise UnavailableError(f"socket {path}", str(error.strerror), "see that what serves it runs") from error
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{folder}/{path.name}"
     finally:

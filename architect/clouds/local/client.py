@@ -153,8 +153,11 @@ async def _supervisor(folder: StateFolder) -> AsyncIterator[Channel]:
     """A connection to the supervisor, for the length of the block."""
     if not os.path.exists(folder.local_socket):  # Path.exists would raise where we may not look
         raise UnavailableError(f"fabric in {folder.root}", "does not run", "start it with `architect up`")
-    with short_socket_path(folder.local_socket) as path:
-        channel = await open_channel(path, say.LocalMessage, None, f"supervisor of {folder.root}")
+    try:
+        with short_socket_path(folder.local_socket) as path:
+            channel = await open_channel(path, say.LocalMessage, None, f"supervisor of {folder.root}")
+    except OSError as error:
+        raise UnavailableError(f"fabric in {folder.root}", str(error.strerror), "start it with `architect up`") from error
     running = asyncio.create_task(channel.run())
     try:
         yield channel

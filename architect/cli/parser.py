@@ -70,6 +70,8 @@ def parse(words: list[str]) -> argparse.Namespace | None:
     if tail and not takes_words:
         raise UsageError("command line", f"nothing may follow -- here, but {tail[0]!r} does", "see `architect --help`")
     options.words = tail
+    if not options.state_dir:
+        raise UsageError("--state-dir", "is empty", "name the fabric's folder")
     options.state_dir = Path(os.path.abspath(options.state_dir))
     return options
 

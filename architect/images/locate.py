@@ -138,4 +138,8 @@ def registry_error(error: ToolFailedError) -> ArchitectError:
         )
     if _UNKNOWN.search(error.message):
         return InvalidImageError(error.thing, f"the registry has no such image: {error.message}", "check its name and tag")
-    return UnavailableError(error.thing, f"the registry does not answer: {error.message}", "check the network, then try again")
+    return UnavailableError(
+        error.thing,
+        f"the registry does not answer: {error.message}",
+        "see its network; a local host has no way out: `skopeo copy docker://NAME oci:DIR:TAG`, then run oci:DIR:TAG",
+    )

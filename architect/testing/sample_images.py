@@ -19,6 +19,8 @@ from architect.testing.sample_programs import (
 
 DEMO_SOURCES = REPOSITORY / "demo" / "image"
 VERIFIER_SOURCES = REPOSITORY / "native" / "verify"
+SSHD_PARTS = ("/usr/lib/openssh/sshd-session", "/usr/lib/openssh/sshd-auth")
+"""Programs that sshd starts for a connection: from OpenSSH 9.8 on, and from 10.0 on."""
 DEFAULT_SETTINGS = ImageSettings(entrypoint=("/bin/sh",))
 
 
@@ -58,7 +60,8 @@ def redis_image(layout: Path, tag: str = "redis") -> str:
 
 def ssh_image(layout: Path, authorized_key: str, tag: str = "ssh") -> str:
     """OpenSSH's server on port 22: root may log in with the key whose public half is `authorized_key`; iperf3 and nc are there."""
-    files = base_files() | busybox_files() | program_files("sshd", "ssh-keygen", "iperf3", "bash")
+    parts = [name for name in SSHD_PARTS if Path(name).exists()]
+    files = base_files() | busybox_files() | program_files("sshd", *parts, "ssh-keygen", "iperf3", "bash")
     files["/etc/ssh/sshd_config"] = text(
         "HostKey /etc/ssh/ssh_host_ed25519_key\nPermitRootLogin prohibit-password\nUsePAM no\nUseDNS no\n"
         "Subsystem sftp internal-sftp\nLogLevel VERBOSE\n"

@@ -47,7 +47,8 @@ static void take_line(struct guest *guest, const char *line)
 
 static void read_output(struct guest *guest)
 {
-	ssize_t got = read(guest->output, guest->partial + guest->filled, sizeof guest->partial - 1 - guest->filled);
+	size_t filled = guest->filled < sizeof guest->partial - 1 ? guest->filled : 0; /* a line that is too long: begin again */
+	ssize_t got = read(guest->output, guest->partial + filled, sizeof guest->partial - 1 - filled);
 	if (got <= 0) {
 		int status = 0;
 		char line[64];
@@ -58,16 +59,13 @@ static void read_output(struct guest *guest)
 		guest->output = -1;
 		return;
 	}
-	guest->filled += (size_t)got;
-	guest->partial[guest->filled] = 0;
+	guest->partial[filled + (size_t)got] = 0;
 	char *start = guest->partial, *end;
 	for (; (end = strchr(start, '\n')) != NULL; start = end + 1) {
 		*end = 0;
 		take_line(guest, start);
 	}
 	guest->filled = strlen(start);
-	if (guest->filled == sizeof guest->partial - 1)
-		guest->filled = 0;
 	memmove(guest->partial, start, guest->filled);
 }
 

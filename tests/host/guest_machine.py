@@ -15,6 +15,7 @@ from pathlib import Path
 
 from qemu.qmp import QMPClient
 
+from architect.clouds.local.layout import machine_cache
 from architect.drafter.guest_channel import GuestChannel, LogRecord, LogStream
 from architect.drafter.guest_payloads import GuestConfig
 from architect.drafter.initramfs import build_initramfs
@@ -202,7 +203,7 @@ async def boot_guest(
     files: dict[str, str], state: Path | None = None, disk: Path | None = None, log: LogBook | None = None
 ) -> AsyncIterator[GuestMachine]:
     """A guest that boots, or resumes `state`, with a new disk or with `disk`; killed at the end."""
-    kernel = await fetch_guest_kernel(CACHE_DIR)
+    kernel = await fetch_guest_kernel(machine_cache() / "kernel")
     initramfs = await build_initramfs(kernel, INIT, CACHE_DIR)
     folder = Path(tempfile.mkdtemp(prefix="architect-guest-"))
     try:

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from architect.clouds.local.layout import machine_cache
 from architect.drafter.cpio import character_device, directory, regular_file, write_cpio
 from architect.drafter.kernel import GuestKernel, fetch_guest_kernel
 from architect.drafter.kernel_modules import KernelModules
@@ -86,7 +87,8 @@ def skip_unless_able() -> None:
 
 
 def guest_kernel() -> GuestKernel:
-    return asyncio.run(fetch_guest_kernel(CACHE))
+    """The kernel that fabrics on this machine use: one download for all."""
+    return asyncio.run(fetch_guest_kernel(machine_cache() / "kernel"))
 
 
 def counting_guest() -> BootFiles:
@@ -102,6 +104,7 @@ def counting_guest() -> BootFiles:
     entries += [character_device("dev/console", 5, 1), regular_file("init", script.encode(), 0o755)]
     entries += [regular_file("bin/busybox", Path(busybox).read_bytes(), 0o755)]
     entries += [regular_file(f"m/{name}.ko", modules.read(name)) for name in (*early, *late)]
+    CACHE.mkdir(parents=True, exist_ok=True)
     path = CACHE / "counting.cpio"
     path.write_bytes(write_cpio(entries))
     path.chmod(0o644)

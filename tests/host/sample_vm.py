@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from architect.clouds.local.layout import machine_cache
 from architect.drafter.guest_channel import GuestChannel, LogRecord
 from architect.drafter.guest_payloads import GuestConfig
 from architect.drafter.initramfs import build_initramfs
@@ -62,7 +63,7 @@ async def running(
     assert base is not None
     shutil.copyfile(base, disk)
     os.truncate(disk, disk_bytes)
-    kernel = await fetch_guest_kernel(CACHE_DIR)
+    kernel = await fetch_guest_kernel(machine_cache() / "kernel")
     initramfs = await build_initramfs(kernel, INIT, CACHE_DIR)
     process = await asyncio.create_subprocess_exec(*_command(kernel.vmlinux, initramfs.path, folder))
     output = Output()
@@ -92,7 +93,12 @@ def _command(vmlinux: Path, initramfs: Path, folder: Path) -> list[str]:
         *("-chardev", f"socket,id=channel,path={folder}/channel,server=on,wait=off"),
         *("-device", "virtio-serial-pci,max_ports=2,disable-legacy=on"),
         *("-device", "virtserialport,nr=1,chardev=channel,name=architect"),
-        *("-blockdev", f"driver=file,node-name=disk,filename={folder}/disk.raw", "-device", "virtio-blk-pci,drive=disk"),
+        *(
+            "-blockdev",
+            f"driver=file,node-name=disk,filename={folder}/disk.raw,discard=unmap",
+            "-device",
+            "virtio-blk-pci,drive=disk",
+        ),
         *("-netdev", f"user,id=net,{forwards}", "-device", f"virtio-net-pci,netdev=net,mac={CONFIG.mac},romfile="),
     ]
 

@@ -17,7 +17,7 @@ import pytest
 
 from architect.clouds import open_notice_source
 from architect.clouds.local import client
-from architect.clouds.local.layout import FabricLayout, state_folder
+from architect.clouds.local.layout import HOSTS_MAX, FabricLayout, state_folder
 from architect.clouds.local.network import ensure_internet, remove_network
 from architect.clouds.local.options import Commands, LocalOptions
 from architect.clouds.local.record import read_record
@@ -292,6 +292,29 @@ def test_down_clears_a_fabric_whose_supervisor_and_record_are_lost(fabric: Fabri
     fabric.folder.record.unlink()
     assert fabric.down()["killed"] > 0
     assert not is_alive(vm)
+
+
+def test_a_folder_that_is_somebody_elses_is_left_alone(machine_namespace: Machine, state_dir: Path) -> None:
+    """`hosts` and `ca` are plain names: whoever types the wrong --state-dir must not lose theirs."""
+    treasure = state_dir / "hosts" / "mine.txt"
+    treasure.parent.mkdir()
+    treasure.write_text("precious")
+    for call in (lambda: client.down(state_dir, told), lambda: client.up(1, state_dir, told, OPTIONS)):
+        with pytest.raises(UsageError, match=r"holds hosts that no fabric made; .*--state-dir"):
+            machine_namespace.run(lambda call=call: asyncio.run(call()))  # type: ignore[misc]
+    assert [str(path.relative_to(state_dir)) for path in state_dir.rglob("*")] == ["hosts", "hosts/mine.txt"]
+
+
+def test_down_where_nothing_ever_was_makes_nothing(machine_namespace: Machine, state_dir: Path) -> None:
+    assert machine_namespace.run(lambda: asyncio.run(client.down(state_dir, told)))["killed"] == 0
+    assert list(state_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("hosts", [-1, HOSTS_MAX + 1])
+def test_as_many_hosts_as_there_cannot_be_are_refused_at_once(state_dir: Path, hosts: int) -> None:
+    with pytest.raises(UsageError, match=f"0 to {HOSTS_MAX}"):
+        asyncio.run(client.up(hosts, state_dir, told, OPTIONS))
+    assert list(state_dir.iterdir()) == []
 
 
 def test_what_cannot_get_ready_is_named_and_nothing_is_left(machine_namespace: Machine, state_dir: Path) -> None:

@@ -19,7 +19,7 @@ import msgspec
 
 from architect.clouds.local import messages as say
 from architect.clouds.local.demolition import demolish
-from architect.clouds.local.layout import StateFolder, fabric_mark, state_folder
+from architect.clouds.local.layout import HOSTS_MAX, StateFolder, fabric_mark, state_folder
 from architect.clouds.local.market import NOTICE_S
 from architect.clouds.local.options import LocalOptions, default_options
 from architect.clouds.local.preflight import check_machine, check_root
@@ -51,9 +51,10 @@ async def up(hosts: int, state_dir: Path, progress: Tell, options: LocalOptions 
         HostError: this machine cannot; names what is missing.
         UnavailableError: something does not get ready; names it and its log.
     """
-    if hosts < 0:
-        raise UsageError(f"{hosts} hosts", "is not a number of hosts", "give --hosts 3")
+    if not 0 <= hosts <= HOSTS_MAX:
+        raise UsageError(f"{hosts} hosts", f"a local fabric has 0 to {HOSTS_MAX}", "give --hosts 3")
     folder = state_folder(state_dir)
+    _check_ours(folder)
     check_machine()
     _make_folder(folder)
     async with _changing(folder):
@@ -81,10 +82,12 @@ async def down(state_dir: Path, progress: Tell) -> dict[str, Any]:
 
     Raises:
         HostError: not root, or something does not go away; names it.
+        UsageError: the folder holds what no `up` has made.
     """
     check_root()
     folder = state_folder(state_dir)
-    if not folder.root.exists():
+    _check_ours(folder)
+    if not folder.change_lock.exists():
         return {"state_dir": str(folder.root), "killed": await asyncio.to_thread(demolish, folder)}
     async with _changing(folder):
         progress("taking the fabric apart")
@@ -232,6 +235,23 @@ async def _end_supervisor(folder: StateFolder) -> None:
     folder.local_socket.unlink(missing_ok=True)
 
 
+def _check_ours(folder: StateFolder) -> None:
+    """`up` and `down` remove folders with plain names (hosts, ca, control): only where an `up` has been, which its lock tells.
+
+    Raises:
+        UsageError: something of such a name is there that is not ours.
+    """
+    if folder.change_lock.exists():
+        return
+    foreign = [path.name for path in folder.vanishing if os.path.lexists(path)]
+    if foreign:
+        raise UsageError(
+            f"state folder {folder.root}",
+            f"holds {', '.join(foreign)} that no fabric made",
+            "give a folder of its own with --state-dir",
+        )
+
+
 def _make_folder(folder: StateFolder) -> None:
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
@@ -247,7 +267,7 @@ async def _changing(folder: StateFolder) -> AsyncIterator[None]:
     Raises:
         ConflictError: another one does not end.
     """
-    descriptor = os.open(folder.root / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(folder.change_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         end_s = time.monotonic() + LOCK_TIMEOUT_S
         while not _has_locked(descriptor):  # polled: a thread that waits in flock(2) could not be cancelled

@@ -151,6 +151,11 @@ class StateFolder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.root / "supervisor.lock"
 
     @property
+    def change_lock(self) -> Path:
+        """Held by an `up` or `down`. Made by `up`, and stays: it tells that this folder is a fabric's."""
+        return self.root / "up.lock"
+
+    @property
     def logs(self) -> Path:
         """One file a process; survives `architect down`."""
         return self.root / "logs"

@@ -240,7 +240,7 @@ async def _qemu_vm(bench: Bench, cell: Cell) -> QemuVm:
         accelerator=bench.accelerator,
     )
     folder = bench.scratch / f"qemu-{cell.memory_mib}-{cell.dirty_mib_s}"
-    return QemuVm(folder, spec, files.boot, base, image.process, bench.cache / "templates")
+    return QemuVm(folder, spec, files.boot, base, image.process)
 
 
 async def _machine() -> Machine:

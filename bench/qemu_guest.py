@@ -1,8 +1,9 @@
-"""A QEMU that is moved by QEMU: built from the same parts as ours (kernel, template, devices), but nobody tracks its memory.
+"""A QEMU that is moved by QEMU: built from the same parts as ours (kernel, devices), but nobody tracks its memory.
 
-The first one of a VM starts from the template and is set up as an agent would do it. Each one after it waits for QEMU's own
-migration, without `-S`: it runs as soon as it can, and not when we say so. They run as root, because QEMU's post-copy needs
-userfaultfd; their guests' CPUs have the priority of ours. Source and target have the same overlay open, as with shared storage.
+The first one of a VM boots, and is set up as an agent would do it. Each one after it waits for QEMU's own migration, without `-S`:
+it runs as soon as it can, and not when we say so. They run as root, because QEMU's post-copy needs userfaultfd; their guests' CPUs
+have the priority of ours. Source and target have the same overlay open, as with shared storage. None is told to leave its
+configuration out of what it sends, as ours are: QEMU 10 would abort (`json-writer.c: leave_container`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from architect.drafter.machine_launch import InheritedFiles
 from architect.drafter.machine_options import BootFiles, DiskPaths, MachineOptions, MachineRecord, write_record
 from architect.drafter.overlay import create_overlay
 from architect.drafter.qemu_process import Jail, QemuProcess, spawn
-from architect.drafter.template import TemplateOptions, ensure_template, start_from_template
 from architect.model.image import ProcessConfig
 from architect.model.vm_spec import DEFAULT_DISK_BYTES, DEFAULT_MTU, MachineSpec
 from bench.qemu_network import BRIDGE_ADDRESS, BRIDGE_MAC, GUEST_ADDRESS, GUEST_MAC, bridged_tap
@@ -32,14 +32,13 @@ READY_TIMEOUT_S = 60.0
 
 
 class QemuVm(msgspec.Struct, frozen=True):
-    """What all QEMUs of one VM have in common. `folder` is the VM's own, `templates` the machine's cache."""
+    """What all QEMUs of one VM have in common. `folder` is the VM's own."""
 
     folder: Path
     spec: MachineSpec
     boot: BootFiles
     base: Path
     process: ProcessConfig
-    templates: Path
 
     @property
     def overlay(self) -> Path:
@@ -50,7 +49,7 @@ class QemuVm(msgspec.Struct, frozen=True):
 class QemuGuest:
     """One QEMU of a VM and what belongs to it alone: memory, tap, folder. `end` it."""
 
-    def __init__(self, machine: Machine, process: QemuProcess | None, resources: contextlib.ExitStack) -> None:
+    def __init__(self, machine: Machine, process: QemuProcess, resources: contextlib.ExitStack) -> None:
         self.machine = machine
         self._process = process
         self._resources = resources
@@ -58,8 +57,7 @@ class QemuGuest:
     async def end(self) -> None:
         """Kill it. Idempotent."""
         await self.machine.kill()
-        if self._process is not None:
-            await _kill(self._process)
+        await _kill(self._process)
         self._resources.close()
 
 
@@ -70,19 +68,16 @@ async def start_first(vm: QemuVm, name: str) -> QemuGuest:
         ArchitectError: QEMU or the guest failed.
     """
     await create_overlay(vm.overlay, max(DEFAULT_DISK_BYTES, vm.base.stat().st_size))
-    template = await ensure_template(TemplateOptions(vm.spec, vm.boot), vm.templates)
-    with contextlib.ExitStack() as stack:
-        machine = await start_from_template(template, _options(vm, name, stack))
-        try:
-            await machine.resume()
-            async with GuestChannel(machine.channel_path, "benchmark's guest", _ignore) as channel:
-                await channel.wait_ready(READY_TIMEOUT_S)
-                await channel.configure(GuestConfig("bench", GUEST_ADDRESS, GUEST_MAC, DEFAULT_MTU, (), BRIDGE_ADDRESS, BRIDGE_MAC))
-                await channel.start(vm.process)
-        except BaseException:
-            await asyncio.shield(machine.kill())
-            raise
-        return QemuGuest(machine, None, stack.pop_all())
+    guest = await _start(vm, name, incoming=False)
+    try:
+        async with GuestChannel(guest.machine.channel_path, "benchmark's guest", _ignore) as channel:
+            await channel.wait_ready(READY_TIMEOUT_S)
+            await channel.configure(GuestConfig("bench", GUEST_ADDRESS, GUEST_MAC, DEFAULT_MTU, (), BRIDGE_ADDRESS, BRIDGE_MAC))
+            await channel.start(vm.process)
+    except BaseException:
+        await asyncio.shield(guest.end())
+        raise
+    return guest
 
 
 async def start_target(vm: QemuVm, name: str) -> QemuGuest:
@@ -91,10 +86,14 @@ async def start_target(vm: QemuVm, name: str) -> QemuGuest:
     Raises:
         ArchitectError: QEMU did not start; see its qemu.log.
     """
+    return await _start(vm, name, incoming=True)
+
+
+async def _start(vm: QemuVm, name: str, *, incoming: bool) -> QemuGuest:
     with contextlib.ExitStack() as stack:
-        options = msgspec.structs.replace(_options(vm, name, stack), incoming=True)
+        options = msgspec.structs.replace(_options(vm, name, stack), incoming=incoming)
         with InheritedFiles(options) as files:
-            command = [word for word in files.command if word != "-S"]
+            command = _without(_without(list(files.command), "-S"), "-global", "migration.send-configuration=off")
             process = spawn(command, Jail(UID, None), files.numbers, options.run_dir, options.run_dir / "qemu.log")
         try:
             write_record(options.run_dir, MachineRecord(options.name, process.identity, options.spec, False, False))
@@ -104,6 +103,14 @@ async def start_target(vm: QemuVm, name: str) -> QemuGuest:
             await asyncio.shield(_kill(process))
             raise
         return QemuGuest(machine, process, stack.pop_all())
+
+
+def _without(command: list[str], *words: str) -> list[str]:
+    """`command` without these words, which stand in it one after the other, if they do."""
+    for at in range(len(command)):
+        if tuple(command[at : at + len(words)]) == words:
+            return command[:at] + command[at + len(words) :]
+    return command
 
 
 def _options(vm: QemuVm, name: str, stack: contextlib.ExitStack) -> MachineOptions:

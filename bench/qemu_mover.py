@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from architect.errors import ArchitectError
 from bench.guest_contact import GUEST_PORT, GuestContact
@@ -59,8 +60,8 @@ class QemuMover:
             status = await machine.status()
         except ArchitectError as error:
             status = str(error)
-        lines = (machine.run_dir / "console.log").read_text(errors="replace").split("\n")[-CONSOLE_LINES:]
-        return f"QEMU is {status}, its guest's console: {' | '.join(line.strip() for line in lines if line.strip()) or 'silent'}"
+        console, log = (_end_of(machine.run_dir / name) for name in ("console.log", "qemu.log"))
+        return f"QEMU is {status}; its log: {log}; its guest's console: {console}"
 
     async def revive(self) -> None:
         """Start the VM anew if it does not answer.
@@ -90,3 +91,8 @@ async def running_qemu(vm: QemuVm, limits: Limits) -> AsyncIterator[QemuMover]:
             yield mover
     finally:
         await asyncio.shield(mover.end() if mover is not None else guest.end())
+
+
+def _end_of(path: Path) -> str:
+    lines = path.read_text(errors="replace").split("\n")[-CONSOLE_LINES:]
+    return " | ".join(line.strip() for line in lines if line.strip()) or "silent"

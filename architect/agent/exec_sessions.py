@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 from architect.agent.hosted_vm import HostedVm
 from architect.drafter.guest_exec import GuestExec
 from architect.drafter.guest_payloads import TerminalSize
-from architect.errors import ConflictError, NotFoundError
+from architect.errors import ConflictError, NotFoundError, OutcomeUnknownError
 from architect.images import merge_environment
 from architect.model.image import ProcessConfig
 from architect.runtime.rpc import Call
@@ -25,6 +27,7 @@ class ExecSessions:
 
         Raises:
             ConflictError: the VM does not run, or the session exists.
+            OutcomeUnknownError: the VM left this host, or ended, before the command did.
         """
         if message.session in self._sessions:
             raise ConflictError(f"session {message.session}", "exists", "choose another id")
@@ -36,12 +39,11 @@ class ExecSessions:
         session = await guest.channel.exec_start(process, terminal)
         self._sessions[message.session] = session
         try:
-            async for output in session.output():
-                await call.item(ExecOutput(output.stream), output.data)
-            return ExecExit(await session.wait())
+            return await _while_here(vm, _pass_on(session, call))
         finally:
             del self._sessions[message.session]
-            await asyncio.shield(guest.channel.exec_close(session))
+            if not vm.ended.is_set() and vm.guest is guest:
+                await asyncio.shield(guest.channel.exec_close(session))
 
     async def feed(self, message: ExecInput, body: bytes) -> Done:
         """Input, its end, or a new size of the terminal.
@@ -59,3 +61,25 @@ class ExecSessions:
         if message.end:
             session.end_input()
         return Done()
+
+
+async def _pass_on(session: GuestExec, call: Call) -> ExecExit:
+    await call.item(ExecOutput(1), b"")  # from here on input is taken; the asker waits for this word
+    async for output in session.output():
+        await call.item(ExecOutput(output.stream), output.data)
+    return ExecExit(await session.wait())
+
+
+async def _while_here(vm: HostedVm, work: Coroutine[Any, Any, ExecExit]) -> ExecExit:
+    """Do the work; stop when the VM is not here any more, for its guest will not answer us then."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(vm.ended.wait())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        name = vm.record.request.name
+        raise OutcomeUnknownError(f"command in vm {name}", "the vm has left its host, or ended", "see in the vm what became of it")
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.wait((working, leaving))

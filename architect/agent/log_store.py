@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
+import threading
 from bisect import bisect_right
 from pathlib import Path
 
@@ -40,6 +41,7 @@ class LogStore:
         self._index: list[tuple[int, int]] = []  # (text offset, file offset), sparse, ascending
         self._grown = asyncio.Event()
         self._closed = False
+        self._reading = threading.Lock()  # text is read in threads, while the file may be replaced or closed here
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -108,9 +110,10 @@ class LogStore:
                 file.write(block)
                 at += len(block)
         temporary.rename(self._path)
-        os.close(self._fd)
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
-        self._load()
+        with self._reading:
+            os.close(self._fd)
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+            self._load()
 
     def read_file(self, offset: int, count: int) -> bytes:
         """Bytes of the file itself, for the move."""
@@ -129,8 +132,14 @@ class LogStore:
         """Text from `offset` on, at most TEXT_READ_BYTES_MAX; returns where it starts (later, if that was dropped) and the text.
 
         Raises:
-            NotFoundError: the log ends before `offset`.
+            NotFoundError: the log ends before `offset`, or was closed: the VM has left this host.
         """
+        with self._reading:
+            return self._read_text(offset)
+
+    def _read_text(self, offset: int) -> tuple[int, bytes]:
+        if self._fd < 0:
+            raise NotFoundError(f"output log {self._path}", "is closed: the VM has left this host", "read it where the VM is")
         if offset > self.text_end:
             raise NotFoundError(f"output at {offset}", f"the log ends at {self.text_end}", "read from 0")
         offset = max(offset, self._text_start)
@@ -172,6 +181,7 @@ class LogStore:
     def close(self) -> None:
         """Close the file. Idempotent."""
         self.end()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        with self._reading:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1

@@ -20,7 +20,7 @@ from typing import Any
 
 from architect.cli.client import Client, StreamBrokenError, segment
 from architect.cli.output import Output
-from architect.errors import ArchitectError, UsageError
+from architect.errors import ArchitectError, NotFoundError, UsageError
 
 INPUT_BYTES = 64 << 10
 
@@ -71,7 +71,7 @@ def _start_input(client: Client, session: str, options: argparse.Namespace) -> N
 
 def _feed(client: Client, path: str, is_interactive: bool) -> None:
     """Pass our input on until it ends, or the command has."""
-    with contextlib.suppress(ArchitectError, OSError):
+    with contextlib.suppress(NotFoundError, OSError):  # the command has ended
         while is_interactive and (data := os.read(sys.stdin.fileno(), INPUT_BYTES)):
             client.post_bytes(path, data)
         client.post_bytes(path, b"", end=True)

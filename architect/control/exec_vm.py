@@ -80,10 +80,13 @@ class ExecSessions:
         session = f"exec-{self._fabric.entropy.random_bytes(8).hex()}"
         self._sessions[session] = _Session(record.id, record.host)
         request = ExecStart(record.id, session, wish.args, wish.env, wish.tty, wish.rows, wish.columns)
+        is_started = False
         try:
-            yield ExecStarted(session)
             async with contextlib.aclosing(self._fabric.fleet.stream(record.host, request)) as stream:
                 async for message, body in stream:
+                    if not is_started:  # before, the host does not know the session, and would refuse its input
+                        is_started = True
+                        yield ExecStarted(session)
                     match message:
                         case ExecOutput(number):
                             yield ExecPart(number, body)

@@ -317,6 +317,7 @@ class FakeAgent:
             if start.args[0] == "exit":
                 return ExecExit(int(start.args[1]))
             if start.args[0] == "cat":
+                await call.item(ExecOutput(1), b"")
                 async for data in _until_end(queue):
                     await call.item(ExecOutput(1), data)
                 return ExecExit(0)

@@ -42,6 +42,12 @@ class FabricRig:
         call = [str(ARCHITECT), "--state-dir", str(self.state_dir), *words]
         return self.machine.run(lambda: subprocess.run(call, capture_output=True, text=True, timeout=timeout_s, check=False))
 
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Begin to run `architect WORDS` on the machine, with pipes."""
+        call = [str(ARCHITECT), "--state-dir", str(self.state_dir), *words]
+        pipes: dict[str, int] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return self.machine.run(lambda: subprocess.Popen(call, text=True, **pipes))  # type: ignore[call-overload]
+
     def json(self, *words: str, timeout_s: float = PATIENCE_S) -> Any:
         """The document that a command prints."""
         done = self.command("--json", *words, timeout_s=timeout_s)

@@ -63,6 +63,35 @@ def test_commands_run_in_a_vm_beside_its_workload(rig: FabricRig, busybox: str) 
     rig.remove("execs")
 
 
+def test_a_command_gets_all_its_input_from_the_first_byte_on(rig: FabricRig, busybox: str) -> None:
+    rig.run(busybox, "inputs", *TICKS)
+    text = "".join(f"line {number}\n" for number in range(50_000))
+    for wanted in ("short\n", "", text, "short\n"):
+        asked = rig.start("exec", "-i", "inputs", "--", "cat")
+        assert asked.communicate(wanted, timeout=60) == (wanted, "")
+        assert asked.returncode == 0
+    rig.remove("inputs")
+
+
+def test_output_is_followed_over_moves_and_a_command_that_a_move_leaves_behind_says_so(rig: FabricRig, busybox: str) -> None:
+    rig.run(busybox, "followed", "--host", "aws-1", *TICKS)
+    following = rig.start("logs", "-f", "followed")
+    for target, mode in (("gcp-1", "precopy"), ("azure-1", "postcopy")):
+        running = rig.start("exec", "followed", "--", "sleep", "1000")
+        rig.wait("the command runs", lambda: "sleep 1000" in rig.command("exec", "followed", "--", "ps").stdout)
+        assert rig.json("migrate", "followed", "--to", target, "--mode", mode)["outcome"] == "done"
+        _, said = running.communicate(timeout=30)
+        assert running.returncode == 7
+        assert "the vm has left its host" in said and said.count("\n") == 1
+    assert_goes_on(rig, "followed")
+    rig.json("stop", "followed")
+    out, err = following.communicate(timeout=30)
+    assert (following.returncode, err) == (0, "")
+    seen = [line for line in out.splitlines() if line.startswith("tick ")]
+    assert seen == [f"tick {number}" for number in range(len(seen))] and len(seen) > 10
+    rig.remove("followed")
+
+
 @pytest.mark.parametrize("mode", ["precopy", "postcopy", "auto"])
 def test_a_vm_moves_in_every_mode_and_its_memory_is_equal(rig: FabricRig, busybox: str, mode: str) -> None:
     name = f"moves-{mode}"

@@ -230,12 +230,12 @@ async def _supervise(folder: StateFolder, options: LocalOptions, group: asyncio.
             await Channel(reader, writer, say.LocalMessage, supervisor.serve, "client").run()
 
     folder.local_socket.unlink(missing_ok=True)
-    with short_socket_path(folder.local_socket) as path:
+    with short_socket_path(folder.local_socket) as path:  # until the server is closed: from Python 3.13 on that unlinks the path
         server = await asyncio.start_unix_server(lambda reader, writer: group.create_task(converse(reader, writer)) and None, path)
-    folder.local_socket.chmod(0o600)
-    async with server:
-        group.create_task(supervisor.start(), name="open fabric")
-        await supervisor.stopped.wait()
+        folder.local_socket.chmod(0o600)
+        async with server:
+            group.create_task(supervisor.start(), name="open fabric")
+            await supervisor.stopped.wait()
     await supervisor.close()
 
 

@@ -46,13 +46,16 @@ class Output:
 
 def vm_row(vm: dict[str, Any]) -> list[str]:
     """A VM in `ps`."""
-    state = str(vm["state"]) + (f" ({vm['exit_code']})" if vm["exit_code"] is not None else "")
+    state = str(vm["state"])
+    if state in ("exited", "stopped") and vm["exit_code"] is not None:
+        state += f" ({vm['exit_code']})"
+    is_over = state.startswith(("exited", "stopped", "lost"))
     return [
         vm["name"],
         state,
         vm["host"],
         format_size(vm["memory_bytes"]),
-        ", ".join(endpoint_text(endpoint) for endpoint in vm["endpoints"]),
+        "" if is_over else ", ".join(endpoint_text(endpoint) for endpoint in vm["endpoints"]),
         _shortened(vm["image"]),
         _shortened(vm["reason"]),
     ]
@@ -64,7 +67,8 @@ HOST_HEAD = ("NAME", "PROVIDER", "REGION", "STATE", "VMS", "MEMORY", "FREE", "NO
 
 def host_row(host: dict[str, Any]) -> list[str]:
     """A host in `host ls`."""
-    notice = host["notice"]
+    is_lost = host["state"] == "lost"
+    notice = None if is_lost else host["notice"]
     return [
         host["name"],
         host["provider"],
@@ -72,7 +76,7 @@ def host_row(host: dict[str, Any]) -> list[str]:
         host["state"],
         str(host["vms"]),
         format_size(host["memory_bytes"]),
-        format_size(host["memory_free_bytes"]),
+        "-" if is_lost else format_size(host["memory_free_bytes"]),
         f"{notice['kind']} until {notice['deadline']}" if notice else "",
     ]
 

@@ -148,14 +148,19 @@ def _vm_commands(commands: Any, shared: _Parser) -> None:
     run.add_argument("image", metavar="IMAGE", help="oci:DIR[:TAG], docker-archive:FILE, or a registry reference")
     run.add_argument("--name", default="", help="its name (made from the image's)")
     run.add_argument("--cpus", type=_count, default=1, metavar="N", help="virtual CPUs (1)")
-    run.add_argument("--memory", type=_size("--memory"), default="256M", metavar="SIZE", help="RAM, for example 512M (256M)")
+    run.add_argument("--memory", "-m", type=_size("--memory"), default="256M", metavar="SIZE", help="RAM, for example 512M (256M)")
     run.add_argument("--disk", type=_size("--disk"), default="8G", metavar="SIZE", help="disk, for example 4G (8G)")
     run.add_argument(
         "--publish", "-p", action="append", default=[], metavar="PUBLIC:GUEST[/udp]", help="make a port reachable; again for more"
     )
     run.add_argument("--env", "-e", action="append", default=[], metavar="K=V", help="set a variable; again for more")
     run.add_argument("--host", default="", help="run it there (where most memory is free)")
-    run.add_argument("--fsync", choices=("epoch", "host"), default="epoch", help="what the guest's fsync waits for (epoch)")
+    run.add_argument(
+        "--fsync",
+        choices=("epoch", "host"),
+        default="epoch",
+        help="whether the guest's fsync waits for the host's disk, too: epoch: no (epoch)",
+    )
     run.set_defaults(takes_words=True)
     stop = _vm_command(commands, shared, "stop", "vm_commands:stop", "stop a VM; its log and exit code stay")
     stop.add_argument("--grace", type=_seconds, default=10.0, metavar="SECONDS", help="how long it may take to end by itself (10)")
@@ -163,7 +168,12 @@ def _vm_commands(commands: Any, shared: _Parser) -> None:
     remove.add_argument("--force", "-f", action="store_true", help="also if it runs")
     migrate = _vm_command(commands, shared, "migrate", "vm_commands:migrate", "move a VM live to another host")
     migrate.add_argument("--to", required=True, metavar="HOST", help="where to")
-    migrate.add_argument("--mode", choices=("auto", "precopy", "postcopy"), default="auto", help="what is left dirty (auto)")
+    migrate.add_argument(
+        "--mode",
+        choices=("auto", "precopy", "postcopy"),
+        default="auto",
+        help="copy before the switch, after it, or as time allows (auto)",
+    )
     migrate.add_argument("--verify", action="store_true", help="compare the memory of both ends whole")
     execute = _vm_command(
         commands, shared, "exec", "exec_command:execute", "run a command in a VM; exits with its exit code",

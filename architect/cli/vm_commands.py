@@ -163,6 +163,7 @@ def migrate(options: argparse.Namespace) -> int:
         output.line(
             f"{move['vm']} moved {move['source']} to {move['target']} in {move['total_s']:.2f} s: "
             f"pause {move['downtime_ms']:.0f} ms, {move['rounds']} rounds, {format_size(move['bytes_sent'])}"
+            + (", memory verified" if move.get("verified") else "")
         )
     return 0
 

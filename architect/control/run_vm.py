@@ -38,6 +38,7 @@ from architect.wire.edge_messages import DefineVm, Endpoints
 
 MEMORY_BYTES_MIN = 64 * MIB
 DISK_BYTES_MIN = 16 * MIB
+DISK_BYTES_MAX = 64 << 40
 CPUS_MAX = 64
 PUBLISH_MAX = 256
 WORDS_MAX = 4096
@@ -95,9 +96,9 @@ def check_wish(wish: RunWish) -> None:
         "write for example 256M",
     )
     _check(
-        wish.disk_bytes >= DISK_BYTES_MIN and wish.disk_bytes % MIB == 0,
+        DISK_BYTES_MIN <= wish.disk_bytes <= DISK_BYTES_MAX and wish.disk_bytes % MIB == 0,
         f"--disk {wish.disk_bytes}",
-        f"is less than {format_size(DISK_BYTES_MIN)} or no whole number of MiB",
+        f"is not in {format_size(DISK_BYTES_MIN)}..{format_size(DISK_BYTES_MAX)}, or no whole number of MiB",
         "write for example 4G",
     )
     ports = [(publish.public_port, publish.protocol) for publish in wish.publish]

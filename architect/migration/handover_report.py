@@ -40,6 +40,7 @@ class HandoverFigures:
     verify_s: float = 0.0
     downtime_s: float = 0.0
     verified: bool | None = None
+    progress: float = 0.0
 
     @contextlib.contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -86,8 +87,13 @@ class HandoverFigures:
             disk_bytes_sent=self.disk_bytes,
             phases=tuple(self.phases),
             verified=self.verified,
-            progress=self._progress(state),
+            progress=self._progressed(state),
         )
+
+    def _progressed(self, state: SourceState) -> float:
+        """What a user sees only grows: a round, or a disk that joins, may make more to do."""
+        self.progress = max(self.progress, self._progress(state))
+        return self.progress
 
     def _progress(self, state: SourceState) -> float:
         if state.outside in (HandoverState.DONE, HandoverState.COMMITTED):

@@ -27,13 +27,13 @@ class PublishBody(_Body):
 
 
 class RunBody(_Body):
-    """A VM to run. Without `name` it gets one, without `host` the one with most free memory."""
+    """A VM to run. Without `name` it gets one, without `host` the one with most free memory. `check_wish` says what is allowed."""
 
-    image: Annotated[str, Field(min_length=1, max_length=4096)]
-    name: Annotated[str, Field(max_length=63)] = ""
-    cpus: Annotated[int, Field(ge=1)] = 1
-    memory_bytes: Annotated[int, Field(gt=0)] = DEFAULT_MEMORY_BYTES
-    disk_bytes: Annotated[int, Field(gt=0)] = DEFAULT_DISK_BYTES
+    image: Annotated[str, Field(max_length=4096)]
+    name: Annotated[str, Field(max_length=4096)] = ""
+    cpus: int = 1
+    memory_bytes: int = DEFAULT_MEMORY_BYTES
+    disk_bytes: int = DEFAULT_DISK_BYTES
     publish: list[PublishBody] = []
     env: list[str] = []
     args: list[str] = []

@@ -162,7 +162,10 @@ class FaultRig:
 
     def agent(self, host: str) -> ProcessIdentity:
         """The host's agent."""
-        return _one(self.rig.processes("architect agent", f"/{host}/"), f"agent of {host}")
+        found = self.rig.processes("architect agent", f"/{host}/")
+        # A child looks like it until it has executed its program.
+        pids = {process.pid for process in found}
+        return _one([process for process in found if _parent(process) not in pids], f"agent of {host}")
 
     def memory(self, host: str, vm: str) -> ProcessIdentity:
         """The VM's memory process on the host."""
@@ -312,6 +315,13 @@ class FaultRig:
 def _one(found: list[ProcessIdentity], what: str) -> ProcessIdentity:
     assert len(found) == 1, (what, found)
     return found[0]
+
+
+def _parent(process: ProcessIdentity) -> int:
+    try:
+        return int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def _open_files(process: ProcessIdentity) -> list[str]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that are missing, and says which. Idempotent: does nothing where all are there.
+# Installs the packages (Debian's, Ubuntu's) that are missing, and says which. Idempotent: does nothing where all are there.
 set -euo pipefail
 
 packages=(
@@ -16,14 +16,14 @@ for package in "${packages[@]}"; do
   dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
 done
 if [ ${#missing[@]} -eq 0 ]; then
-  echo "setup: Debian packages are there"
+  echo "setup: packages are there"
   exit 0
 fi
 if [ "$(id -u)" -ne 0 ]; then
   echo "setup: ${missing[*]}: not installed; run this as root, or: apt-get install ${missing[*]}" >&2
   exit 1
 fi
-echo "setup: installing Debian packages: ${missing[*]}"
+echo "setup: installing packages: ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 # No service of these packages is to start: policy-rc.d says so while we install, and is put back afterwards.
@@ -33,4 +33,4 @@ if [ ! -e "$policy" ]; then
   chmod +x "$policy"
   trap 'rm -f "$policy"' EXIT
 fi
-apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null
+apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null 2> >(grep -v "invoke-rc.d\|runlevel" >&2)

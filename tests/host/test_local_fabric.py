@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -21,7 +22,7 @@ from architect.clouds.local.layout import HOSTS_MAX, FabricLayout, state_folder
 from architect.clouds.local.network import ensure_internet, remove_network
 from architect.clouds.local.options import Commands, LocalOptions
 from architect.clouds.local.record import read_record
-from architect.errors import NotFoundError, UnavailableError, UsageError
+from architect.errors import ArchitectError, NotFoundError, UnavailableError, UsageError
 from architect.model.notice import Notice
 from architect.runtime.clock import SystemClock
 from architect.runtime.namespaces import create_namespace, namespace_names, namespace_path, run_in_namespace
@@ -33,6 +34,8 @@ from tests.machine import Machine, reaches
 pytestmark = pytest.mark.host("root", "kernel", "namespaces", "tun", "userfaultfd", "pagemap_scan", "bpf", "qemu")
 
 STAND_IN = (sys.executable, stand_in.__file__)
+_CLONE_NEWNS = 0x20000
+_libc = ctypes.CDLL(None, use_errno=True)
 OPTIONS = LocalOptions(
     memory_bytes=1 << 30,
     commands=Commands(
@@ -283,6 +286,24 @@ def test_up_repairs_a_fabric_that_is_half_dead(fabric: Fabric) -> None:
     assert not is_alive(gone), "what was in the namespace went with it, though nothing names it any more"
     assert reaches(fabric.machine.path, after["hosts"][1]["address"])
     assert after["edge_pid"] not in (0, before["edge_pid"])
+
+
+def test_a_fabric_whose_namespaces_cannot_be_seen_is_not_cleared_away(fabric: Fabric) -> None:
+    """As in a unit with mounts of its own: the names of the network namespaces are not there, and all that lives in them is."""
+    fabric.up(2)
+    vm = fabric.vm("aws-1")
+    os.kill(fabric.status()["supervisor_pid"], signal.SIGKILL)
+
+    def up_from_elsewhere() -> None:
+        assert _libc.unshare(_CLONE_NEWNS) == 0
+        assert _libc.mount(b"tmpfs", b"/run/netns", b"tmpfs", 0, None) == 0
+        asyncio.run(client.up(2, fabric.state_dir, told, OPTIONS))
+
+    with pytest.raises(ArchitectError, match="cannot be seen from here"):
+        fabric.machine.run(up_from_elsewhere)
+    assert is_alive(vm)
+    fabric.up(2)
+    assert is_alive(vm) and fabric.names() == ["aws-1", "gcp-1"]
 
 
 def test_down_clears_a_fabric_whose_supervisor_and_record_are_lost(fabric: Fabric) -> None:

@@ -70,6 +70,11 @@ def clear_remains(folder: StateFolder) -> int:
     return killed
 
 
+def has_unseen_hosts(folder: StateFolder) -> bool:
+    """Whether agents of the fabric run in network namespaces that have no name here, as in a mount namespace that is not theirs."""
+    return bool(_nameless(host_mark(folder.fabric, "")))
+
+
 def demolish(folder: StateFolder) -> int:
     """Take the whole fabric apart; cache and logs stay. Returns how many processes it killed. Its supervisor must have ended.
 

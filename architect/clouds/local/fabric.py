@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from architect.clouds.local.demolition import clear_remains
+from architect.clouds.local.demolition import clear_remains, has_unseen_hosts
 from architect.clouds.local.layout import PROVIDERS, FabricLayout, StateFolder
 from architect.clouds.local.network import claim_index, ensure_edge, ensure_internet
 from architect.clouds.local.options import LocalOptions
@@ -30,6 +30,7 @@ def open_fabric(folder: StateFolder, options: LocalOptions) -> tuple[FabricLayou
 
     Raises:
         CapacityError: no addresses are free on this machine.
+        ConflictError: it lives, and cannot be seen from here: to clear it away would end its VMs.
         HostError: the kernel refuses.
     """
     record = read_record(folder.record)
@@ -40,6 +41,12 @@ def open_fabric(folder: StateFolder, options: LocalOptions) -> tuple[FabricLayou
         layout = FabricLayout(folder.fabric, record.index)
         ensure_internet(layout)
     else:
+        if record is not None and record.boot_id == boot_id() and has_unseen_hosts(folder):
+            raise ConflictError(
+                f"fabric in {folder.root}",
+                "its hosts run, but their network namespaces cannot be seen from here",
+                "use the mount namespace that it was started in, or end it with `architect down`",
+            )
         clear_remains(folder)
         with claim_index(folder.fabric) as index:
             layout = FabricLayout(folder.fabric, index)

@@ -237,6 +237,7 @@ async def _appears(fabric: Fabric, record: MigrationRecord) -> bool:
 
 async def _write(fabric: Fabric, record: MigrationRecord, error: ArchitectError | None = None) -> None:
     """Write down where the move stands; at its end also where the VM is, and tell the followers."""
+    before = fabric.book.moves.get(record.id)
     async with fabric.book.change() as change:
         change.put(record)
         vm = fabric.book.vms.get(record.vm)
@@ -249,7 +250,9 @@ async def _write(fabric: Fabric, record: MigrationRecord, error: ArchitectError 
                 change.say(EventKind.MIGRATION_DONE, downtime, host=record.target, move=record)
             case HandoverState.FAILED | HandoverState.LOST:
                 change.say(EventKind.MIGRATION_FAILED, record.reason, host=record.source, move=record)
-            case state:
+            case state if before is None or before.state is not state:
                 change.say(EventKind.MIGRATION_STATE, state.value, host=record.source, move=record)
+            case _:
+                pass  # said before
     if record.state.is_terminal:
         fabric.followers.finish(record.id, error if error is not None else migration_view(record))

@@ -6,6 +6,7 @@ A test marked `host` needs what `host_capabilities.CHECKS` lists, or only what i
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -30,6 +31,9 @@ _is_isolated = False
 def pytest_sessionstart() -> None:
     """Make the run's own place, before anything starts."""
     global _is_isolated
+    # A shell's background job is started with SIGINT ignored, and would hand that on to the commands that tests interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     _is_isolated = leftovers.isolate()
 
 

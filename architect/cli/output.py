@@ -46,10 +46,9 @@ class Output:
 
 def vm_row(vm: dict[str, Any]) -> list[str]:
     """A VM in `ps`."""
-    state = str(vm["state"])
-    if state in ("exited", "stopped") and vm["exit_code"] is not None:
-        state += f" ({vm['exit_code']})"
-    is_over = state.startswith(("exited", "stopped", "lost"))
+    has_ended = vm["state"] in ("exited", "stopped")
+    is_over = has_ended or vm["state"] == "lost"
+    state = vm["state"] + (f" ({vm['exit_code']})" if has_ended and vm["exit_code"] is not None else "")
     return [
         vm["name"],
         state,

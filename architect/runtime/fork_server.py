@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import importlib
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -52,8 +54,8 @@ class ForkedProcess:
 
     def kill(self) -> None:
         """SIGKILL, to exactly this process. Idempotent."""
-        if not self.has_ended():
-            os.kill(self.pid, 9)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def close(self) -> None:
         """Let go of it. Once."""
@@ -94,16 +96,14 @@ class ForkServer:
             self._socket = ours
             try:
                 async with asyncio.timeout(START_TIMEOUT_S):
-                    said = await asyncio.get_running_loop().sock_recv(ours, len(READY))
-            except (TimeoutError, OSError) as error:
+                    if await asyncio.get_running_loop().sock_recv(ours, len(READY)) != READY:
+                        raise ConnectionResetError("it ended")
+            except OSError as error:  # a TimeoutError is one
                 self.close()
                 raise HostError(f"fork server of {self._module}", f"does not start: {error}", "see the agent's log") from error
             except BaseException:
                 self.close()
                 raise
-            if said != READY:
-                self.close()
-                raise HostError(f"fork server of {self._module}", "ended at its start", "see the agent's log")
 
     async def fork(self, arguments: list[str], log_fd: int) -> ForkedProcess:
         """Start the program with these arguments, its output to `log_fd`. Blocks for the length of a fork.

@@ -19,7 +19,7 @@ from typing import Any
 from architect.clouds.local.layout import StateFolder
 from architect.runtime.namespaces import namespace_path, run_in_namespace
 from architect.runtime.processes import ProcessIdentity, is_alive, processes_where
-from tests.host.fabric_rig import ARCHITECT, PATIENCE_S, CommandFailedError, FabricRig
+from tests.host.fabric_rig import PATIENCE_S, CommandFailedError, FabricRig
 
 TICKS = (
     "--",
@@ -33,10 +33,7 @@ class Move:
     """`architect migrate`, under way."""
 
     def __init__(self, rig: FabricRig, name: str, to: str, mode: str, *words: str) -> None:
-        call = [str(ARCHITECT), "--state-dir", str(rig.state_dir), "--json", "migrate", name, "--to", to, "--mode", mode, *words]
-        self._process: subprocess.Popen[str] = rig.machine.run(
-            lambda: subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        )
+        self._process = rig.start("--json", "migrate", name, "--to", to, "--mode", mode, *words)
 
     def outcome(self, timeout_s: float = PATIENCE_S) -> tuple[int, str]:
         """Exit status and last words, once it has ended."""
@@ -120,11 +117,6 @@ class FaultRig:
             assert connection.getresponse().status == 200
 
     # processes
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        """`architect WORDS`, in the background."""
-        call = [str(ARCHITECT), "--state-dir", str(self.rig.state_dir), *words]
-        return self.rig.machine.run(lambda: subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
 
     @contextlib.contextmanager
     def supervisor_stopped(self) -> Iterator[None]:

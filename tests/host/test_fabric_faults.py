@@ -162,7 +162,7 @@ def test_a_vm_moves_once_at_a_time_and_only_to_a_host_that_can_take_it(rig: Fabr
         assert (second.returncode, "moving already" in second.stderr) == (4, True), second.stderr
         refused = rig.command("rm", name)
         assert (refused.returncode, name in refused.stderr) == (4, True), refused.stderr
-        removing = faults.start("rm", "--force", name)
+        removing = faults.rig.start("rm", "--force", name)
     removing.communicate(timeout=60)
     assert removing.returncode == 0
     move.outcome()
@@ -234,7 +234,7 @@ def test_logs_that_are_followed_go_on_over_a_killed_agent_and_a_command_in_the_v
     rig: FabricRig, faults: FaultRig, busybox: str
 ) -> None:
     vm = rig.run(busybox, "followed", "--host", SOURCE, "--publish", "7777:7777", *TICKS)["id"]
-    follower, session = faults.start("logs", "-f", "followed"), faults.start("exec", "followed", "--", "sleep", "1000")
+    follower, session = faults.rig.start("logs", "-f", "followed"), faults.rig.start("exec", "followed", "--", "sleep", "1000")
     rig.wait("the command runs", lambda: "sleep 1000" in rig.command("exec", "followed", "--", "ps").stdout)
     faults.kill(faults.agent(SOURCE))
     _, words = session.communicate(timeout=60)
@@ -253,7 +253,7 @@ def test_logs_that_are_followed_go_on_over_a_killed_agent_and_a_command_in_the_v
 def test_a_vm_whose_agent_is_killed_while_it_is_made_is_made_all_the_same(rig: FabricRig, faults: FaultRig, busybox: str) -> None:
     for number in range(3):
         name = f"made-{number}"
-        starting = faults.start("--json", "run", busybox, "--name", name, "--host", SOURCE, "--publish", "7777:7777", *TICKS)
+        starting = faults.rig.start("--json", "run", busybox, "--name", name, "--host", SOURCE, "--publish", "7777:7777", *TICKS)
         rig.wait("its machine starts", lambda: faults.has_begun(SOURCE, number))  # noqa: B023
         faults.kill(faults.agent(SOURCE))
         _, err = starting.communicate(timeout=120)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from architect.model.ids import VmId
+from architect.testing.sim_events import EventKind
 from architect.testing.sim_machine import QemuStatus
 from architect.testing.sim_memory import SimMemory
 from architect.testing.sim_scenario import Fault, FaultKind
@@ -90,6 +91,7 @@ def _kill_memory(simulation: Simulation, host: SimHost) -> None:
     for vm, memory in host.memories.items():
         simulation.world.judge.excuse(f"memory process at {host.name} was killed")
         memory.die()
+        simulation.world.note(EventKind.CRASH, f"memory {host.name}", vm, host=host.name)
         simulation.world.loop.call_later(0.5, _restart_memory, host, vm, memory)
 
 

@@ -13,6 +13,7 @@ from architect.errors import ArchitectError, ConflictError, NotFoundError
 from architect.migration import Handover, HandoverLimits, HandoverPlan, HandoverSource, HandoverTarget, SourcePorts, TargetPorts
 from architect.model.ids import HostName, MigrationId, VmId
 from architect.model.vm_spec import VmSpec
+from architect.testing.sim_events import EventKind
 from architect.testing.sim_flow import SimFlows
 from architect.testing.sim_machine import QemuStatus, SimQemu, SimVm
 from architect.testing.sim_memory import SimMemory
@@ -71,7 +72,7 @@ class SimHost:
     def destroy(self, vm: VmId) -> None:
         """Delete all of a VM."""
         if (qemu := self.qemus.pop(vm, None)) is not None:
-            qemu.die()
+            qemu.die(EventKind.DESTROY)
             qemu.exports_snapshot = False
         if (memory := self.memories.pop(vm, None)) is not None:
             memory.die()
@@ -84,6 +85,7 @@ class SimHost:
         self.process = SimProcess(self.world, f"agent {self.name}")
         agent = self.agent = SimAgent(self, self.starts)
         self.world.say(self.process.name, "starts")
+        self.world.note(EventKind.RESTART, self.process.name, host=self.name)
         self.process.start(agent.run)
 
     def kill_agent(self, why: str) -> None:

@@ -15,6 +15,7 @@ from architect.errors import ConflictError, HostError, LostError
 from architect.migration.handover_plan import MirrorProgress
 from architect.model.ids import VmId
 from architect.model.vm_spec import VmSpec
+from architect.testing.sim_events import EventKind
 from architect.testing.sim_world import World, gone
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class SimQemu:
         if self.status is QemuStatus.RUNNING:
             self.status = QemuStatus.PAUSED
             self.world.say(f"qemu {self.host.name}", "STOP")
+            self._note(EventKind.PAUSE)
         return self.host.clock.wall_s()
 
     def resume(self) -> float:
@@ -96,6 +98,7 @@ class SimQemu:
                 raise HostError(f"vm {self.vm.id}", "no state was loaded", "load it first")
             self.status = QemuStatus.RUNNING
             self.world.say(f"qemu {self.host.name}", "RESUME")
+            self._note(EventKind.RESUME)
             self._judge_start()
             self._guest = self.world.spawn(self._run_guest())
         return self.host.clock.wall_s()
@@ -112,15 +115,19 @@ class SimQemu:
         self.check()
         self.counter = int(state.split()[1])
 
-    def die(self) -> None:
-        """The process ends."""
+    def die(self, kind: EventKind = EventKind.CRASH) -> None:
+        """The process ends: by a fault, or because its agent ended it."""
         if self.status is not QemuStatus.DEAD:
             self.world.say(f"qemu {self.host.name}", "process ended")
+            self._note(kind)
             self.status = QemuStatus.DEAD
             self.changed.set()
             if self.mirror is not None:
                 self.mirror.stop()
                 self.mirror = None
+
+    def _note(self, kind: EventKind) -> None:
+        self.world.note(kind, f"qemu {self.host.name}", self.vm.id, host=self.host.name)
 
     def attach(self, source: SimQemu) -> None:
         """A fresh overlay over another host's stopped disk."""

@@ -12,9 +12,11 @@ from architect.errors import ConflictError, OutcomeUnknownError, UnavailableErro
 from architect.migration.ownership_log import check_successor
 from architect.model.ids import VmId
 from architect.model.ownership import OwnershipRecord
+from architect.testing.sim_events import EventKind
 from architect.testing.sim_world import World
 
 ResultT = TypeVar("ResultT")
+RecordT = TypeVar("RecordT", OwnershipRecord, OwnershipRecord | None)
 
 
 class SimService:
@@ -63,14 +65,34 @@ class SimOwnership:
         """The truth."""
         return self.records[vm][-1] if self.records.get(vm) else None
 
-    def create(self, record: OwnershipRecord) -> OwnershipRecord:
-        """Create unless it exists."""
+    def create(self, record: OwnershipRecord, asker: str = "") -> OwnershipRecord:
+        """Create unless it exists; for `asker`, a host."""
         log = self.records.setdefault(record.vm, [])
         if record.term <= len(log):
-            return log[record.term - 1]
-        check_successor(record, log[-1] if log else None)
+            return self.shown(EventKind.RECORD_READ, record.vm, record.term, asker, log[record.term - 1])
+        try:
+            check_successor(record, log[-1] if log else None)
+        except ConflictError:
+            self.shown(EventKind.RECORD_REFUSED, record.vm, record.term, asker, record)
+            raise
         log.append(record)
         self.service.world.say("store", f"record {record.term}: {record.kind.value} {record.host}")
+        return self.shown(EventKind.RECORD_CREATED, record.vm, record.term, asker, record)
+
+    def read(self, vm: VmId, term: int, asker: str) -> OwnershipRecord | None:
+        """The record of a number, for `asker`."""
+        log = self.records.get(vm, [])
+        return self.shown(EventKind.RECORD_READ, vm, term, asker, log[term - 1] if 0 < term <= len(log) else None)
+
+    def latest(self, vm: VmId, asker: str) -> OwnershipRecord | None:
+        """The newest record, for `asker`."""
+        newest = self.newest(vm)
+        return self.shown(EventKind.RECORD_READ, vm, newest.term if newest is not None else 0, asker, newest)
+
+    def shown(self, kind: EventKind, vm: VmId, term: int, asker: str, record: RecordT) -> RecordT:
+        """Note what the store answers, and answer it."""
+        world, answered = self.service.world, asker not in self.service.dumb
+        world.note(kind, "store", vm, term=term, host=asker, record=record, answered=answered)
         return record
 
 
@@ -84,18 +106,16 @@ class SimOwnershipPort:
     async def create(self, record: OwnershipRecord) -> OwnershipRecord:
         """As the port says."""
         name = f"store.create {record.term} {record.kind.value} {record.host}"
-        return await self._ownership.service.ask(self.host, name, lambda: self._ownership.create(record))
+        return await self._ownership.service.ask(self.host, name, lambda: self._ownership.create(record, self.host))
 
     async def latest(self, vm: VmId) -> OwnershipRecord | None:
         """As the port says."""
-        return await self._ownership.service.ask(self.host, "store.latest", lambda: self._ownership.newest(vm))
+        return await self._ownership.service.ask(self.host, "store.latest", lambda: self._ownership.latest(vm, self.host))
 
     async def read(self, vm: VmId, term: int) -> OwnershipRecord | None:
         """As the port says."""
-        log = self._ownership.records.get(vm, [])
-        return await self._ownership.service.ask(
-            self.host, f"store.read {term}", lambda: log[term - 1] if 0 < term <= len(log) else None
-        )
+        name = f"store.read {term}"
+        return await self._ownership.service.ask(self.host, name, lambda: self._ownership.read(vm, term, self.host))
 
 
 class EdgeEntry(msgspec.Struct, frozen=True):
@@ -113,11 +133,16 @@ class SimEdge:
         self.service = service
         self.entries: dict[VmId, EdgeEntry] = {}
 
-    def steer(self, vm: VmId, entry: EdgeEntry) -> None:
-        """Change an entry unless its term is old."""
+    def steer(self, vm: VmId, entry: EdgeEntry, asker: str = "") -> None:
+        """Change an entry unless its term is old; for `asker`, a host."""
+        answered = asker not in self.service.dumb
         if vm in self.entries and entry.term < self.entries[vm].term:
+            self.service.world.note(
+                EventKind.STEER_REFUSED, "edge", vm, term=entry.term, host=asker, to=entry.host, answered=answered
+            )
             raise ConflictError(f"vm {vm}", f"is at term {self.entries[vm].term}", "speak for your own VMs only")
         self.entries[vm] = entry
+        self.service.world.note(EventKind.STEER, "edge", vm, term=entry.term, host=asker, to=entry.host, answered=answered)
         self.service.world.say("edge", f"{vm} -> {entry.host} (term {entry.term}, previous {entry.previous or 'nobody'})")
 
 
@@ -132,7 +157,7 @@ class SimEdgePort:
     async def steer(self, term: int, host: str, previous: str) -> None:
         """As the port says."""
         entry = EdgeEntry(term, host, previous)
-        await self._edge.service.ask(self._host, f"edge.steer {term} {host}", lambda: self._edge.steer(self._vm, entry))
+        await self._edge.service.ask(self._host, f"edge.steer {term} {host}", lambda: self._edge.steer(self._vm, entry, self._host))
 
     async def settle(self) -> None:
         """As the port says."""

@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from architect.errors import HostError
-from architect.testing.virtual_clock import SimTask, VirtualLoop
+from architect.testing.sim_events import EventKind, SimEvent
+from architect.testing.virtual_clock import START_S, SimTask, VirtualLoop
 
 ResultT = TypeVar("ResultT")
 TRACE_LINES_MAX = 20_000
@@ -67,6 +68,7 @@ class SimProcess:
         if not self.is_alive:
             return
         self.world.say(self.name, f"killed ({why})")
+        self.world.note(EventKind.CRASH, self.name)
         self.is_alive = False
         for task in sorted(self._tasks, key=lambda task: task.serial):
             task.cancel()
@@ -105,6 +107,7 @@ class World:
         self.group = group
         self.random = random.Random(seed)
         self.trace: list[str] = []
+        self.events: list[SimEvent] = []
         self.judge = Judge(self)
         self.call_count = 0
         self.on_call: Callable[[int, str, SimProcess | None, str], None] = lambda number, phase, process, name: None
@@ -114,7 +117,11 @@ class World:
     def say(self, who: str, text: str) -> None:
         """A line of the trace."""
         if len(self.trace) < TRACE_LINES_MAX:
-            self.trace.append(f"{self.loop.now_s - 1000:10.4f}  {who:<14} {text}")
+            self.trace.append(f"{self.loop.now_s - START_S:10.4f}  {who:<14} {text}")
+
+    def note(self, kind: EventKind, party: str, vm: str = "", **details: Any) -> None:
+        """Something happened that ownership is about; `details` are the event's other fields."""
+        self.events.append(SimEvent(self.loop.now_s - START_S, kind, party, vm, **details))
 
     def spawn(self, work: Awaitable[ResultT]) -> asyncio.Task[ResultT]:
         """Run `work` outside of all processes."""

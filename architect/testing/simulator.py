@@ -20,6 +20,7 @@ from architect.model.ids import HostName, MigrationId, VmId, Vni
 from architect.model.image import BaseDiskRef, ProcessConfig
 from architect.model.ownership import OwnershipRecord, RecordKind
 from architect.model.vm_spec import MachineSpec, VmRequest, VmSpec
+from architect.testing.sim_events import SimEvent
 from architect.testing.sim_faults import FaultPlayer
 from architect.testing.sim_flow import FlowMode, SimClient
 from architect.testing.sim_host import SimHost
@@ -48,6 +49,7 @@ class Result(msgspec.Struct, frozen=True):
     calls: int
     duration_s: float
     trace: tuple[str, ...]
+    events: tuple[SimEvent, ...]
 
 
 def simulate(scenario: Scenario, sabotage: Sabotage | None = None) -> Result:
@@ -93,6 +95,7 @@ class Simulation:
             self.world.call_count,
             self.loop.now_s - 1000,
             tuple(self.world.trace),
+            tuple(self.world.events),
         )
 
     def build(self, group: asyncio.TaskGroup) -> None:

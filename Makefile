@@ -1,11 +1,12 @@
 # make demo    sets everything up and moves a running VM over five hops
 # make test    sets everything up and runs all tests that this machine can run
-# make bench   runs the benchmarks; NAME=migration for one; JSON under out/bench/
+# make bench   runs the benchmarks; NAME=migration for one, FULL=1 for all that it knows (hours); JSON under out/bench/
 # make check   the style checks: ruff, mypy, import-linter, tidy
 SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 NAME ?=
+FULL ?=
 
 .PHONY: setup packages venv demo test check bench soak clean
 
@@ -39,7 +40,7 @@ check: venv
 	@$(PYTHON) -m pytest -q tests/tidy
 
 bench: setup
-	@$(PYTHON) -m bench.main $(NAME)
+	@$(PYTHON) -m bench.main $(NAME) $(if $(FULL),--full) $(ARGS)
 
 clean:
 	rm -rf build dist out *.egg-info $(VENV) architect/artifacts

@@ -7,18 +7,19 @@ import contextlib
 import json
 import subprocess
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from architect.errors import HandoverError, NotFoundError, PeerError
 from bench.guest_contact import GUEST_PORT, GuestContact
 from bench.guest_image import guest_words
-from bench.results import Cell, Engine, Move, Span
+from bench.results import Cell, Engine, EngineSetup, Limits, Move, Span
 from demo.fabric_commands import ARCHITECT, Fabric
 
 VM = "bench"
 HOSTS = ("aws-1", "gcp-1")
-MOVE_TIMEOUT_S = 120.0
+RESUME_PHASE = "target-resume"
 
 
 class BenchFabric:
@@ -29,10 +30,10 @@ class BenchFabric:
         self._edge_address = edge_address
 
     @contextlib.asynccontextmanager
-    async def vm(self, cell: Cell, image: str) -> AsyncIterator[ArchitectMover]:
+    async def vm(self, cell: Cell, image: str, limits: Limits) -> AsyncIterator[ArchitectMover]:
         """A VM of that cell, ready to be moved."""
         contact = GuestContact("the VM of architect", self._edge_address, GUEST_PORT)
-        mover = ArchitectMover(self._state_dir, cell, image, contact)
+        mover = ArchitectMover(self._state_dir, cell, image, contact, limits.timeout_s)
         try:
             await mover.start()
             async with contact:
@@ -47,7 +48,9 @@ class BenchFabric:
 class ArchitectMover:
     """Moves the VM to the other host, as a user does."""
 
-    def __init__(self, state_dir: Path, cell: Cell, image: str, contact: GuestContact) -> None:
+    def __init__(self, state_dir: Path, cell: Cell, image: str, contact: GuestContact, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self.setups: dict[Engine, EngineSetup] = {}
         self._state_dir = state_dir
         self._commands = Fabric(state_dir)
         self._cell = cell
@@ -100,10 +103,10 @@ class ArchitectMover:
             stderr=subprocess.PIPE,
         )
         try:
-            async with asyncio.timeout(MOVE_TIMEOUT_S):
+            async with asyncio.timeout(self._timeout_s):
                 out, err = await process.communicate()
         except TimeoutError as error:
-            raise HandoverError(f"move to {target}", f"not done in {MOVE_TIMEOUT_S:.0f} s", "see `architect events`") from error
+            raise HandoverError(f"move to {target}", f"not done in {self._timeout_s:.0f} s", "see `architect events`") from error
         finally:
             if process.returncode is None:
                 process.kill()
@@ -129,7 +132,9 @@ def move_of(document: dict[str, Any]) -> Move:
         "rounds": document["rounds"],
         "started_at": document["started_at"],
     }
-    return Move(document["total_s"], document["downtime_ms"], document["bytes_sent"], phases, details)
+    began_s = datetime.fromisoformat(document["started_at"]).timestamp()
+    resumed_at_s = next((began_s + phase.end_s for phase in phases if phase.name == RESUME_PHASE), None)
+    return Move(document["total_s"], document["downtime_ms"], document["bytes_sent"], phases, details, resumed_at_s)
 
 
 @contextlib.asynccontextmanager

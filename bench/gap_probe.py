@@ -1,8 +1,8 @@
 """The client outside: `python -m bench.gap_probe ADDRESS PORT` sends a datagram every millisecond and measures silences.
 
 A process of its own at real-time priority, so that neither the benchmark's work nor the VM takes its turns; arrivals are stamped by
-the kernel. Orders come as lines on stdin: `reset` begins a window, `report` prints it as a line of JSON, `quiet` and `loud` stop
-and start the sending, the end of stdin ends it.
+the kernel. Orders come as lines on stdin: `loud` and `quiet` start and stop the sending (it begins quiet), `reset` begins a
+window, `report` prints it as a line of JSON, the end of stdin ends it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main(address: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         probe.setblocking(False)
         probe.connect((address, port))
-        next_s, is_quiet = time.time(), False
+        next_s, is_quiet = time.time(), True
         while True:
             now_s = time.time()
             if is_quiet:

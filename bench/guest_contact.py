@@ -20,15 +20,25 @@ import msgspec
 from architect.errors import ArchitectError, LostError, UnavailableError
 from architect.model.sizes import MIB, PAGE_BYTES
 from bench.gap_window import GapReport, Silence
-from bench.results import Gap
+from bench.results import Gap, Written
 
 GUEST_PORT = 7001
 ORDER_TIMEOUT_S = 0.5
-READY_TIMEOUT_S = 120.0
+READY_TIMEOUT_S = 300.0
 REPORT_TIMEOUT_S = 5.0
+REPORT_POLL_S = 0.02
 _PREFIX = b"BENCHCTL"
-_WRITTEN = re.compile(r"written=(\d+)")
+_PARTS = " | "
+_WRITTEN = re.compile(r"(memory|disk)-verify: seconds=.*?written=(\d+)")
 _ROOT = Path(__file__).resolve().parents[1]
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What a guest had written by `at_s`, in seconds of our monotonic clock."""
+
+    at_s: float
+    memory_mib: float
+    disk_mib: float
 
 
 class GuestContact:
@@ -63,35 +73,44 @@ class GuestContact:
         await self._order_probe(b"quiet\n")
         await self.ask(b"H")
 
-    async def written_mib(self) -> float:
-        """How much it has written, as of its last second. Raises: as `ask`."""
-        found = _WRITTEN.search(await self.ask(b"?"))
-        return int(found[1]) * PAGE_BYTES / MIB if found else 0.0
+    async def next_report(self) -> Report:
+        """What the verifiers have written as of their next report (one a second), or of the last if REPORT_TIMEOUT_S brings none.
+
+        Raises: as `ask`.
+        """
+        line = first = await self.ask(b"?")
+        end_s = time.monotonic() + REPORT_TIMEOUT_S
+        while line == first and time.monotonic() < end_s:
+            await asyncio.sleep(REPORT_POLL_S)
+            line = await self.ask(b"?")
+        return report_of(line, time.monotonic())
 
     async def is_well(self) -> bool:
         """Whether it answers, and has found nothing wrong."""
         with contextlib.suppress(ArchitectError):
-            return "seconds=" in await self.ask(b"?", 2.0)
+            return are_ready(await self.ask(b"?", 2.0))
         return False
 
     async def wait_ready(self) -> None:
-        """Until the verifier has filled its memory.
+        """Until the verifiers have filled their memory and their disk.
 
         Raises:
             LostError: it failed.
             UnavailableError: not within READY_TIMEOUT_S.
         """
+        if self._probe is not None:  # a guest that is still at work with itself would drown in datagrams
+            await self._order_probe(b"quiet\n")
         end_s = time.monotonic() + READY_TIMEOUT_S
         while True:
             with contextlib.suppress(UnavailableError):
-                if "seconds=" in await self.ask(b"?", 2.0):
+                if are_ready(await self.ask(b"?", 2.0)):
                     return
             if time.monotonic() > end_s:
                 raise UnavailableError(self._name, f"is not ready in {READY_TIMEOUT_S:.0f} s", "see its console.log")
             await asyncio.sleep(0.2)
 
     async def ask(self, order: bytes, timeout_s: float = 10.0) -> str:
-        """Give an order; the last line that the verifier has said.
+        """Give an order; the last line that each verifier has said.
 
         Raises:
             LostError: its memory is not what it wrote, or it has ended.
@@ -132,6 +151,24 @@ class GuestContact:
             await self._probe.stdin.drain()
         except OSError as error:
             raise UnavailableError(f"probe of {self._name}", "has ended", "see its words on stderr") from error
+
+
+def are_ready(line: str) -> bool:
+    """Whether each verifier has begun to work, by what they have said last."""
+    return all("seconds=" in part for part in line.split(_PARTS))
+
+
+def report_of(line: str, at_s: float) -> Report:
+    """How much each verifier has written, by what they have said last; 0 for one that does not exist."""
+    blocks = {kind: int(count) for kind, count in _WRITTEN.findall(line)}
+    return Report(at_s, *(blocks.get(kind, 0) * PAGE_BYTES / MIB for kind in ("memory", "disk")))
+
+
+def written(before: Report, after: Report) -> Written:
+    """What was written a second between two reports."""
+    passed_s = max(after.at_s - before.at_s, REPORT_POLL_S)
+    memory_mib, disk_mib = after.memory_mib - before.memory_mib, after.disk_mib - before.disk_mib
+    return Written(round(memory_mib / passed_s, 1), round(disk_mib / passed_s, 1))
 
 
 def _ask(address: tuple[str, int], order: bytes, timeout_s: float) -> str | None:

@@ -6,7 +6,6 @@ new VMs; each run of an engine begins where the one before it has left its VM. S
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import os
@@ -15,7 +14,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -31,36 +29,28 @@ from architect.model.vm_spec import DEFAULT_MTU, MachineSpec
 from architect.pvm.accelerator import detect_accelerator
 from architect.runtime.namespaces import enter_namespace, run_in_thread, temporary_namespace
 from bench.architect_mover import BenchFabric, running_fabric
-from bench.guest_contact import GuestContact
+from bench.comparison import is_shared
+from bench.document_file import Measured, commit
+from bench.guest_contact import GuestContact, written
 from bench.guest_image import guest_image, guest_words
+from bench.migration_options import Options, parse, turns
+from bench.progress import Progress
 from bench.qemu_guest import QemuVm
 from bench.qemu_mover import running_qemu
 from bench.qemu_network import bridge, loopback_up
-from bench.results import Cell, Document, Engine, Gap, Limits, Machine, Move, Run, ratios_of, rows_of, table
+from bench.result_table import aims_text, table
+from bench.results import Cell, Engine, EngineSetup, Gap, Machine, Move, Run
 
-CELLS = (Cell(256, 0), Cell(256, 20), Cell(1024, 0), Cell(1024, 20))
-QUICK_CELLS = (Cell(256, 20),)
-RUNS = 3
 WORK_S = 3.0
 SETTLE_S = 1.5
 LATE_S_MAX = 10.0
-OUT = Path("out/bench/migration.json")
-
-
-class Options(msgspec.Struct, frozen=True):
-    """What to measure, and where to write it."""
-
-    cells: tuple[Cell, ...] = CELLS
-    runs: int = RUNS
-    engines: tuple[Engine, ...] = tuple(Engine)
-    out: Path = OUT
-    limits: Limits = Limits()
 
 
 class Mover(Protocol):
     """Who moves a VM: `architect_mover` and `qemu_mover`."""
 
     contact: GuestContact
+    setups: dict[Engine, EngineSetup]
 
     async def move(self, engine: Engine) -> Move:
         """Move it once. Raises: ArchitectError: that failed."""
@@ -104,112 +94,103 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def parse(words: list[str]) -> Options:
-    """The options of a command line."""
-    parser = argparse.ArgumentParser(prog="bench migration", description=__doc__)
-    parser.add_argument(
-        "--cells", type=_cells, default=CELLS, help="MEMORY_MIB/DIRTY_MIB_S,… (default: 256/0,256/20,1024/0,1024/20)"
-    )
-    parser.add_argument("--runs", type=_count, default=RUNS, help="runs of each engine in each cell")
-    parser.add_argument("--engines", type=_engines, default=tuple(Engine), help=",".join(Engine))
-    limit_ms = Limits().downtime_limit_ms
-    parser.add_argument("--downtime-limit", type=_count, default=limit_ms, metavar="MS", help="QEMU's; its own default is 300")
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--quick", action="store_true", help="one small cell, one run: whether it works")
-    found = parser.parse_args(words)
-    limits = Limits(downtime_limit_ms=found.downtime_limit)
-    cells, runs = (QUICK_CELLS, 1) if found.quick else (found.cells, found.runs)
-    return Options(cells, runs, found.engines, found.out, limits)
-
-
 async def _measure(options: Options, scratch: Path) -> None:
     measuring = asyncio.current_task()
     assert measuring is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
     machine, cache = await _machine(), machine_cache()
-    runs: list[Run] = []
+    measured = Measured(options, machine)
+    cells = measured.cells_to_measure()
+    progress = Progress(cells, options.runs * len(options.engines), time.monotonic())
     try:
         say(f"{machine.cores} cores, load {machine.load:.1f}, QEMU {machine.qemu}, {machine.accelerator}; starting the fabric")
+        if kept := [cell for cell in options.cells if cell not in cells]:
+            say(f"measured before, and kept: {', '.join(map(str, kept))}")
         image = await asyncio.to_thread(guest_image, scratch / "image")
         files = await prepare_guest_files(cache)
         with bridge():
             async with running_fabric(scratch / "fabric") as fabric:
                 bench = Bench(options, scratch, cache, files, image, machine.accelerator, fabric)
-                for cell in options.cells:
-                    await _measure_or_note(bench, cell, runs)
-                    write(options, machine, runs)
+                for cell in cells:
+                    await _measure_or_note(bench, cell, measured, progress)
+                    measured.write()
     except BaseException:
         logs = scratch / "fabric" / "logs"
         if logs.exists():
             shutil.copytree(logs, options.out.parent / "migration-logs", dirs_exist_ok=True)
         raise
     finally:
-        document = write(options, machine, runs)
-        print("\n" + table(document.rows, document.ratios) + f"\nwritten to {options.out}", flush=True)
+        document = measured.write()
+        words = table(document.rows, document.ratios), aims_text(document.aims), f"written to {options.out}"
+        print("\n" + "\n".join(words), flush=True)
 
 
-async def _measure_or_note(bench: Bench, cell: Cell, runs: list[Run]) -> None:
+async def _measure_or_note(bench: Bench, cell: Cell, measured: Measured, progress: Progress) -> None:
     """Measure a cell; if its VMs cannot be had (any more), that is the result of all runs that it lacks."""
-    known = len(runs)
+    known = len(measured.runs)
     try:
-        await _measure_cell(bench, cell, runs)
+        await _measure_cell(bench, cell, measured, progress)
     except ArchitectError as error:
-        made = {(run.number, run.engine) for run in runs[known:]}
+        made = {(run.number, run.engine) for run in measured.runs[known:]}
         for number, engine in turns(bench.options):
             if (number, engine) not in made:
-                runs.append(Run(engine, cell, number, time.time(), os.getloadavg()[0], None, None, str(error)))
+                measured.runs.append(Run(engine, cell, number, time.time(), os.getloadavg()[0], None, None, str(error)))
+                progress.run_done()
         say(f"  the rest of this cell was not measured: {error}")
 
 
-async def _measure_cell(bench: Bench, cell: Cell, runs: list[Run]) -> None:
-    """All runs of one cell, in turns; they are added to `runs` as they end."""
-    say(f"cell {cell.memory_mib} MiB, {cell.dirty_mib_s} MiB/s written: starting its VMs")
+async def _measure_cell(bench: Bench, cell: Cell, measured: Measured, progress: Progress) -> None:
+    """All runs of one cell, in turns; they are added to `measured` as they end."""
+    disk = f", {cell.disk_mib_s} MiB/s to its disk" if cell.disk_mib_s else ""
+    say(f"cell {cell}: {cell.memory_mib} MiB, {cell.dirty_mib_s} MiB/s written{disk}: starting its VMs; {_progress(progress)}")
     vm = await _qemu_vm(bench, cell)
     async with contextlib.AsyncExitStack() as stack:
         movers: dict[bool, Mover] = {}
         if Engine.ARCHITECT in bench.options.engines:
-            movers[True] = await stack.enter_async_context(bench.fabric.vm(cell, bench.image))
+            movers[True] = await stack.enter_async_context(bench.fabric.vm(cell, bench.image, bench.options.limits))
+            await movers[True].contact.rest()
         if set(bench.options.engines) - {Engine.ARCHITECT}:
             movers[False] = await stack.enter_async_context(running_qemu(vm, bench.options.limits))
         for number, engine in turns(bench.options):
-            measured = movers[engine is Engine.ARCHITECT]
-            others = [mover for mover in movers.values() if mover is not measured]
-            run = await _run(cell, engine, number, measured, others)
-            runs.append(run)
-            _tell(run)
-            await measured.revive()
+            mover = movers[engine is Engine.ARCHITECT]
+            others = [other for other in movers.values() if other is not mover]
+            run = await _run(cell, engine, number, mover, others)
+            measured.runs.append(run)
+            measured.setups |= mover.setups
+            progress.run_done()
+            _tell(run, progress)
+            await mover.revive()
 
 
-def turns(options: Options) -> Iterator[tuple[int, Engine]]:
-    """Every engine once, then every engine again, …"""
-    for number in range(1, options.runs + 1):
-        for engine in options.engines:
-            yield number, engine
+def _progress(progress: Progress) -> str:
+    return progress.text(time.monotonic())
 
 
-async def _run(cell: Cell, engine: Engine, number: int, measured: Mover, others: list[Mover]) -> Run:
+async def _run(cell: Cell, engine: Engine, number: int, mover: Mover, others: list[Mover]) -> Run:
     """One move of a guest that works while the others rest; its failure is its result."""
     run = Run(engine, cell, number, time.time(), os.getloadavg()[0], None, None)
+    contact = mover.contact
     try:
         for other in others:
             await other.contact.rest()
-        await measured.contact.work()
-        written_mib, since_s = await measured.contact.written_mib(), time.monotonic()
+        await contact.work()
+        begun = await contact.next_report()
         await asyncio.sleep(WORK_S)
-        seen = (await measured.contact.written_mib() - written_mib) / (time.monotonic() - since_s)
-        run = msgspec.structs.replace(run, dirty_mib_s_seen=round(seen, 1))
-        await measured.contact.reset_gap()
-        move = await measured.move(engine)
+        worked = await contact.next_report()
+        run = msgspec.structs.replace(run, before=written(begun, worked))
+        await contact.reset_gap()
+        move = await mover.move(engine)
+        run = msgspec.structs.replace(run, during=written(worked, await contact.next_report()))
         await asyncio.sleep(SETTLE_S)
-        gap = await _settled_gap(measured.contact)
-        await measured.contact.ask(b"?")
+        gap = await _settled_gap(contact)
+        await contact.ask(b"?")
         return msgspec.structs.replace(run, move=move, gap=gap)
     except ArchitectError as error:
         with contextlib.suppress(ArchitectError):
-            run = msgspec.structs.replace(run, gap=await measured.contact.gap())
+            run = msgspec.structs.replace(run, gap=await contact.gap())
         words = ""
         with contextlib.suppress(ArchitectError):
-            words = await measured.last_words()
+            words = await mover.last_words()
         return msgspec.structs.replace(run, error=f"{error} ({words})")
 
 
@@ -239,26 +220,16 @@ async def _qemu_vm(bench: Bench, cell: Cell) -> QemuVm:
         initramfs_sha256=files.initramfs_sha256,
         accelerator=bench.accelerator,
     )
-    folder = bench.scratch / f"qemu-{cell.memory_mib}-{cell.dirty_mib_s}"
-    return QemuVm(folder, spec, files.boot, base, image.process)
+    folder = bench.scratch / f"qemu-{cell.memory_mib}-{cell.dirty_mib_s}-{cell.disk_mib_s}"
+    return QemuVm(folder, spec, files.boot, base, image.process, is_shared(cell, Engine.PRECOPY))
 
 
 async def _machine() -> Machine:
     accelerator = await detect_accelerator(machine_cache())
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = len(os.sched_getaffinity(0))
-    return Machine(cores, memory_bytes, os.uname().release, await read_qemu_version(), accelerator.kind, os.getloadavg()[0])
-
-
-def write(options: Options, machine: Machine, runs: list[Run]) -> Document:
-    """Write what there is, whole or not at all; what was written."""
-    rows = rows_of(runs)
-    document = Document(machine, options.limits, rows, ratios_of(rows), tuple(runs))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = options.out.with_suffix(".new")
-    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2))
-    temporary.rename(options.out)
-    return document
+    qemu, code = await read_qemu_version(), await asyncio.to_thread(commit)
+    return Machine(cores, memory_bytes, os.uname().release, qemu, accelerator.kind, os.getloadavg()[0], code)
 
 
 def say(text: str) -> None:
@@ -266,33 +237,12 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
 
-def _tell(run: Run) -> None:
+def _tell(run: Run, progress: Progress) -> None:
     move, gap = run.move, run.gap
     outcome = run.error
     if move is not None and gap is not None:
         seen = f"gap {gap.gap_ms:.1f} ms, {gap.lost} lost"
         outcome = f"{move.total_s:.2f} s, pause {move.downtime_ms:.1f} ms, {seen}, {move.bytes >> 20} MiB"
-    say(f"  run {run.number} {run.engine:<14} {outcome}  (load {run.load:.1f}, wrote {run.dirty_mib_s_seen} MiB/s)")
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return int(text)
-
-
-def _cells(text: str) -> tuple[Cell, ...]:
-    try:
-        cells = tuple(Cell(*map(int, part.split("/", 1))) for part in text.split(","))
-    except (TypeError, ValueError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not MEMORY_MIB/DIRTY_MIB_S,…") from error
-    if any(cell.memory_mib < 128 or cell.dirty_mib_s < 0 for cell in cells):
-        raise argparse.ArgumentTypeError("a VM has at least 128 MiB and writes nothing negative")
-    return cells
-
-
-def _engines(text: str) -> tuple[Engine, ...]:
-    try:
-        return tuple(dict.fromkeys(Engine(part) for part in text.split(",")))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: engines are {', '.join(Engine)}") from error
+    wrote = "" if run.before is None else f", wrote {run.before.memory_mib_s} MiB/s"
+    disk = "" if run.before is None or not run.cell.disk_mib_s else f" and {run.before.disk_mib_s} to disk"
+    say(f"  run {run.number} {run.engine:<21} {outcome}  (load {run.load:.1f}{wrote}{disk}); {_progress(progress)}")

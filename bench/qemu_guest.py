@@ -2,8 +2,8 @@
 
 The first one of a VM boots, and is set up as an agent would do it. Each one after it waits for QEMU's own migration, without `-S`:
 it runs as soon as it can, and not when we say so. They run as root, because QEMU's post-copy needs userfaultfd; their guests' CPUs
-have the priority of ours. Source and target have the same overlay open, as with shared storage. None is told to leave its
-configuration out of what it sends, as ours are: QEMU 10 would abort (`json-writer.c: leave_container`).
+have the priority of ours. Where storage is shared, source and target have the same overlay open; otherwise each has its
+own. None is told to leave its configuration out of what it sends, as ours are: QEMU 10 would abort (json-writer.c).
 """
 
 from __future__ import annotations
@@ -32,18 +32,22 @@ READY_TIMEOUT_S = 60.0
 
 
 class QemuVm(msgspec.Struct, frozen=True):
-    """What all QEMUs of one VM have in common. `folder` is the VM's own."""
+    """What all QEMUs of one VM have in common. `folder` is the VM's own; its disk lies there, if both ends of a move share it."""
 
     folder: Path
     spec: MachineSpec
     boot: BootFiles
     base: Path
     process: ProcessConfig
+    is_storage_shared: bool = True
 
-    @property
-    def overlay(self) -> Path:
-        """The disk, for whoever runs the VM."""
-        return self.folder / "overlay.qcow2"
+    def overlay(self, name: str) -> Path:
+        """The disk of the QEMU called `name`."""
+        return (self.folder if self.is_storage_shared else self.folder / name) / "overlay.qcow2"
+
+    async def make_overlay(self, name: str) -> None:
+        """An empty disk for the QEMU called `name`. Raises: HostError: no space, or no qemu-img."""
+        await create_overlay(self.overlay(name), max(DEFAULT_DISK_BYTES, self.base.stat().st_size))
 
 
 class QemuGuest:
@@ -67,7 +71,6 @@ async def start_first(vm: QemuVm, name: str) -> QemuGuest:
     Raises:
         ArchitectError: QEMU or the guest failed.
     """
-    await create_overlay(vm.overlay, max(DEFAULT_DISK_BYTES, vm.base.stat().st_size))
     guest = await _start(vm, name, incoming=False)
     try:
         async with GuestChannel(guest.machine.channel_path, "benchmark's guest", _ignore) as channel:
@@ -90,6 +93,9 @@ async def start_target(vm: QemuVm, name: str) -> QemuGuest:
 
 
 async def _start(vm: QemuVm, name: str, *, incoming: bool) -> QemuGuest:
+    (vm.folder / name).mkdir()
+    if not (incoming and vm.is_storage_shared):
+        await vm.make_overlay(name)
     with contextlib.ExitStack() as stack:
         options = msgspec.structs.replace(_options(vm, name, stack), incoming=incoming)
         with InheritedFiles(options) as files:
@@ -115,14 +121,13 @@ def _without(command: list[str], *words: str) -> list[str]:
 
 def _options(vm: QemuVm, name: str, stack: contextlib.ExitStack) -> MachineOptions:
     run_dir = vm.folder / name
-    run_dir.mkdir()
     ram = os.memfd_create(f"bench-{name}", os.MFD_CLOEXEC)
     stack.callback(os.close, ram)
     os.ftruncate(ram, vm.spec.memory_bytes)
     tap: Tap = stack.enter_context(bridged_tap(f"bench-{name}"))
     return MachineOptions(
         name=f"bench-{name}", run_dir=run_dir, spec=vm.spec, boot=vm.boot, ram_fd=ram, mac=GUEST_MAC,
-        disk=DiskPaths(vm.overlay, vm.base), tap_fd=tap.fd, uid=UID,
+        disk=DiskPaths(vm.overlay(name), vm.base), tap_fd=tap.fd, uid=UID,
     )  # fmt: skip
 
 

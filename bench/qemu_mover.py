@@ -14,7 +14,7 @@ from bench.guest_contact import GUEST_PORT, GuestContact
 from bench.qemu_guest import QemuGuest, QemuVm, start_first, start_target
 from bench.qemu_migration import QemuMigration
 from bench.qemu_network import GUEST_ADDRESS
-from bench.results import Engine, Limits, Move
+from bench.results import Engine, EngineSetup, Limits, Move
 
 FIRST_PORT = 4400
 CONSOLE_LINES = 12
@@ -29,6 +29,7 @@ class QemuMover:
         self._guest = guest
         self._limits = limits
         self._numbers = itertools.count(1)
+        self.setups: dict[Engine, EngineSetup] = {}
         self.contact = contact
 
     async def move(self, engine: Engine) -> Move:
@@ -39,7 +40,8 @@ class QemuMover:
         """
         number, began_s = next(self._numbers), time.time()
         target = await start_target(self._vm, f"m{number}")
-        migration = QemuMigration(engine, self._guest.machine.qmp, target.machine.qmp, self._limits)
+        moves_disk = not self._vm.is_storage_shared
+        migration = QemuMigration(engine, self._guest.machine, target.machine, self._limits, moves_disk=moves_disk)
         try:
             move = await migration.run(FIRST_PORT + number, began_s)
         except ArchitectError:
@@ -49,6 +51,9 @@ class QemuMover:
         except BaseException:
             await asyncio.shield(target.end())
             raise
+        finally:
+            if migration.setup is not None:
+                self.setups[engine] = migration.setup
         source, self._guest = self._guest, target
         await source.end()
         return move

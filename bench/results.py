@@ -1,36 +1,41 @@
-"""What the migration benchmark writes: every run as it was (`raw`), and one row for each cell and engine.
+"""What the migration benchmark writes: every run as it was (`raw`), and one row for each cell and engine (`comparison`).
 
 A run that failed or was too slow is a result, too: it is kept with its error, and its row counts it.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import TypeVar
 
 import msgspec
 
 from bench.gap_window import Silence
 
-ItemT = TypeVar("ItemT")
-
 
 class Engine(StrEnum):
-    """Who moves the VM."""
+    """Who moves the VM. The `-tuned` ones are allowed a pause of `Limits.tuned_downtime_limit_ms`, the others QEMU's default."""
 
     ARCHITECT = "architect"
     PRECOPY = "qemu-precopy"
     POSTCOPY = "qemu-postcopy"
+    PREEMPT = "qemu-postcopy-preempt"
     MULTIFD = "qemu-multifd"
+    PRECOPY_TUNED = "qemu-precopy-tuned"
+    MULTIFD_TUNED = "qemu-multifd-tuned"
+
+
+DEFAULT_ENGINES = (Engine.ARCHITECT, Engine.PRECOPY, Engine.POSTCOPY, Engine.PREEMPT, Engine.MULTIFD)
 
 
 class Cell(msgspec.Struct, frozen=True):
-    """One kind of VM: its memory, and how much of it the guest writes a second."""
+    """One kind of VM: its memory, and how much of its memory and of its disk the guest is to write a second."""
 
     memory_mib: int
     dirty_mib_s: int
+    disk_mib_s: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.memory_mib}/{self.dirty_mib_s}/{self.disk_mib_s}"
 
 
 class Gap(msgspec.Struct, frozen=True):
@@ -57,13 +62,24 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class Move(msgspec.Struct, frozen=True):
-    """One move as its engine reports it. `details` are figures of that engine alone."""
+    """One move as its engine reports it. `resumed_at_s`: when the guest ran at the target, in seconds since 1970, if that is known.
+
+    `details` are figures of that engine alone.
+    """
 
     total_s: float
     downtime_ms: float
     bytes: int
     phases: tuple[Span, ...] = ()
     details: dict[str, float | int | str | bool] = {}
+    resumed_at_s: float | None = None
+
+
+class Written(msgspec.Struct, frozen=True):
+    """How much a guest really wrote a second."""
+
+    memory_mib_s: float
+    disk_mib_s: float
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -77,28 +93,43 @@ class Run(msgspec.Struct, frozen=True):
     move: Move | None
     gap: Gap | None
     error: str = ""
-    dirty_mib_s_seen: float | None = None
+    before: Written | None = None
+    during: Written | None = None
 
 
 class Row(msgspec.Struct, frozen=True):
-    """All runs of one engine in one cell: medians (`_p50` or unmarked) and the worst (`_max`); None where no run went well."""
+    """All runs of one engine in one cell: medians (`_p50`, or no mark) and the worst (`_max`) of those that went well.
+
+    None where no run did. `storage`: `moved`, or `shared` by both ends. `dirty_mib_s_seen` is what the guest wrote before the
+    moves, `dirty_mib_s_moving` from their start until its first report after their end; so for its disk. `after_resume_ms_p50`:
+    from the resume to the end of the longest silence. `phases_ms`: each part of a move, all of its name together.
+    """
 
     engine: Engine
     memory_mib: int
     dirty_mib_s: int
+    disk_mib_s: int
+    storage: str
     runs: int
     failed: int
     total_s: float | None
     downtime_ms_p50: float | None
+    downtime_ms_max: float | None
     gap_ms_p50: float | None
     gap_ms_max: float | None
+    after_resume_ms_p50: float | None
     bytes: int | None
     lost_p50: float | None
+    lost_max: int | None
     dirty_mib_s_seen: float | None
+    dirty_mib_s_moving: float | None
+    disk_mib_s_seen: float | None
+    disk_mib_s_moving: float | None
+    phases_ms: dict[str, float] = {}
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """Where it was measured. `load` is the one-minute load average at the start."""
+    """Where it was measured, and what. `load` is the one-minute load average at the start, `commit` the code's."""
 
     cores: int
     memory_bytes: int
@@ -106,15 +137,25 @@ class Machine(msgspec.Struct, frozen=True):
     qemu: str
     accelerator: str
     load: float
+    commit: str = ""
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What QEMU was allowed, for its defaults (128 MiB/s) would measure themselves."""
+    """What QEMU was allowed, for its defaults (128 MiB/s) would measure themselves. `timeout_s` is for everybody."""
 
     max_bandwidth_bytes_s: int = 100 << 30
     downtime_limit_ms: int = 300
+    tuned_downtime_limit_ms: int = 40
     multifd_channels: int = 2
-    timeout_s: float = 60.0
+    timeout_s: float = 90.0
+
+
+class EngineSetup(msgspec.Struct, frozen=True):
+    """How an engine of QEMU was set up in the last run of it: capabilities that were on, and all parameters, as QEMU tells them."""
+
+    engine: Engine
+    capabilities: tuple[str, ...]
+    parameters: dict[str, int | float | str | bool]
 
 
 class Ratio(msgspec.Struct, frozen=True):
@@ -123,10 +164,27 @@ class Ratio(msgspec.Struct, frozen=True):
     engine: Engine
     memory_mib: int
     dirty_mib_s: int
+    disk_mib_s: int
     total: float | None
     downtime: float | None
     gap: float | None
     bytes: float | None
+
+
+class Aim(msgspec.Struct, frozen=True):
+    """What we want in one cell, and what came out. Missed: `profile` has our phases there in ms, the longest first.
+
+    `is_met` is None where there is nothing to compare with.
+    """
+
+    name: str
+    memory_mib: int
+    dirty_mib_s: int
+    disk_mib_s: int
+    limit: float
+    found: float | None
+    is_met: bool | None
+    profile: dict[str, float] = {}
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -137,86 +195,5 @@ class Document(msgspec.Struct, frozen=True):
     rows: tuple[Row, ...]
     ratios: tuple[Ratio, ...]
     raw: tuple[Run, ...]
-
-
-def rows_of(runs: Sequence[Run]) -> tuple[Row, ...]:
-    """One row for each cell and engine, in the order in which they came."""
-    groups: dict[tuple[Cell, Engine], list[Run]] = {}
-    for cell in dict.fromkeys(run.cell for run in runs):
-        for engine in Engine:
-            if found := [run for run in runs if (run.cell, run.engine) == (cell, engine)]:
-                groups[cell, engine] = found
-    return tuple(_row(cell, engine, found) for (cell, engine), found in groups.items())
-
-
-def ratios_of(rows: Sequence[Row]) -> tuple[Ratio, ...]:
-    """Ours against each of theirs, cell by cell; None where one has no figure, or theirs is zero."""
-    ours = {(row.memory_mib, row.dirty_mib_s): row for row in rows if row.engine is Engine.ARCHITECT}
-    ratios = []
-    for row in rows:
-        mine = ours.get((row.memory_mib, row.dirty_mib_s))
-        if row.engine is Engine.ARCHITECT or mine is None:
-            continue
-        ratios.append(
-            Ratio(
-                row.engine, row.memory_mib, row.dirty_mib_s, _divide(mine.total_s, row.total_s),
-                _divide(mine.downtime_ms_p50, row.downtime_ms_p50), _divide(mine.gap_ms_p50, row.gap_ms_p50),
-                _divide(mine.bytes, row.bytes),
-            )
-        )  # fmt: skip
-    return tuple(ratios)
-
-
-def table(rows: Sequence[Row], ratios: Sequence[Ratio]) -> str:
-    """The rows for people, each of theirs with ours divided by it."""
-    by_key = {(ratio.memory_mib, ratio.dirty_mib_s, ratio.engine): ratio for ratio in ratios}
-    head = ("MiB", "MiB/s", "engine", "ok", "total s", "pause ms", "gap ms", "worst", "lost", "MiB sent", "ours/theirs: total",
-            "pause", "gap", "bytes")  # fmt: skip
-    lines: list[tuple[str, ...]] = [head]
-    for row in rows:
-        ratio = by_key.get((row.memory_mib, row.dirty_mib_s, row.engine))
-        compared = ("", "", "", "") if ratio is None else (ratio.total, ratio.downtime, ratio.gap, ratio.bytes)
-        sent = None if row.bytes is None else row.bytes / 2**20
-        lines.append((
-            str(row.memory_mib), str(row.dirty_mib_s), row.engine.value, f"{row.runs - row.failed}/{row.runs}",
-            _text(row.total_s, 2), _text(row.downtime_ms_p50, 1), _text(row.gap_ms_p50, 1), _text(row.gap_ms_max, 1),
-            _text(row.lost_p50, 0), _text(sent, 0), *(_text(part, 2) for part in compared),
-        ))  # fmt: skip
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join("  ".join(part.rjust(width) for part, width in zip(line, widths, strict=True)) for line in lines)
-
-
-def _row(cell: Cell, engine: Engine, runs: Sequence[Run]) -> Row:
-    good = [(run.move, run.gap) for run in runs if run.move is not None]
-    moves = [move for move, _ in good]
-    gaps = [gap for _, gap in good if gap is not None]
-    sizes = _median(moves, lambda move: move.bytes)
-    seen = [run.dirty_mib_s_seen for run in runs if run.dirty_mib_s_seen is not None]
-    return Row(
-        engine=engine,
-        memory_mib=cell.memory_mib,
-        dirty_mib_s=cell.dirty_mib_s,
-        runs=len(runs),
-        failed=len(runs) - len(good),
-        total_s=_median(moves, lambda move: move.total_s),
-        downtime_ms_p50=_median(moves, lambda move: move.downtime_ms),
-        gap_ms_p50=_median(gaps, lambda gap: gap.gap_ms),
-        gap_ms_max=max((gap.gap_ms for gap in gaps), default=None),
-        bytes=None if sizes is None else round(sizes),
-        lost_p50=_median(gaps, lambda gap: gap.lost),
-        dirty_mib_s_seen=_median(seen, lambda rate: rate),
-    )
-
-
-def _median(items: Sequence[ItemT], figure: Callable[[ItemT], float]) -> float | None:
-    return round(statistics.median(map(figure, items)), 3) if items else None
-
-
-def _divide(ours: float | None, theirs: float | None) -> float | None:
-    return round(ours / theirs, 3) if ours is not None and theirs else None
-
-
-def _text(value: float | str | None, digits: int) -> str:
-    if isinstance(value, str):
-        return value
-    return "-" if value is None else f"{value:.{digits}f}"
+    aims: tuple[Aim, ...] = ()
+    setups: tuple[EngineSetup, ...] = ()

@@ -1,10 +1,10 @@
-/* The benchmark's VM: sends every datagram back, and runs the memory verifier beside it, which it can halt and let go on.
+/* The benchmark's VM: sends every datagram back, and runs verifiers beside it, which it can halt and let go on.
  *
- *   bench-guest PORT PROGRAM [ARGUMENT...]
+ *   bench-guest PORT PROGRAM [ARGUMENT...] [-- PROGRAM [ARGUMENT...]]
  *
- * UDP PORT: a datagram that begins with "BENCHCTL" and a letter is an order: R lets the program run, H halts it, ? asks. It is answered
- * with "BENCHCTL" and the program's last line of output. Any other datagram is sent back as it is. A program that ends, or that says
- * FAILED, leaves its line standing for good: what was wrong is seen by whoever asks.
+ * UDP PORT: a datagram that begins with "BENCHCTL" and a letter is an order: R lets the programs run, H halts them, ? asks. It is
+ * answered with "BENCHCTL" and each program's last line of output, " | " between them. Any other datagram is sent back as it is. A
+ * program that ends, or that says FAILED, leaves its line standing for good: what was wrong is seen by whoever asks.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -24,61 +24,69 @@
 #define ORDER_BYTES 8
 #define DATAGRAM_BYTES_MAX 1400
 #define DATAGRAMS_PER_STEP 64
+#define PROGRAMS_MAX 2
 
-struct guest {
-	int datagrams, output;
-	pid_t program;
+struct program {
+	int output;
+	pid_t pid;
 	size_t filled;
 	int is_final;
 	char partial[512], line[512];
 };
 
-static void take_line(struct guest *guest, const char *line)
+struct guest {
+	int datagrams, count;
+	struct program programs[PROGRAMS_MAX];
+};
+
+static void take_line(struct program *program, const char *line)
 {
-	if (guest->is_final)
+	if (program->is_final)
 		return;
-	snprintf(guest->line, sizeof guest->line, "%s", line);
-	guest->is_final = strstr(line, "FAILED") != NULL;
-	if (guest->is_final) {
+	snprintf(program->line, sizeof program->line, "%s", line);
+	program->is_final = strstr(line, "FAILED") != NULL;
+	if (program->is_final) {
 		printf("%s\n", line);
 		fflush(stdout);
 	}
 }
 
-static void read_output(struct guest *guest)
+static void read_output(struct program *program)
 {
-	size_t filled = guest->filled < sizeof guest->partial - 1 ? guest->filled : 0; /* a line that is too long: begin again */
-	ssize_t got = read(guest->output, guest->partial + filled, sizeof guest->partial - 1 - filled);
+	/* a line that is too long: begin again */
+	size_t filled = program->filled < sizeof program->partial - 1 ? program->filled : 0;
+	ssize_t got = read(program->output, program->partial + filled, sizeof program->partial - 1 - filled);
 	if (got <= 0) {
 		int status = 0;
 		char line[64];
-		waitpid(guest->program, &status, 0);
+		waitpid(program->pid, &status, 0);
 		snprintf(line, sizeof line, "FAILED: the program ended with status %#x", status);
-		take_line(guest, line);
-		close(guest->output);
-		guest->output = -1;
+		take_line(program, line);
+		close(program->output);
+		program->output = -1;
 		return;
 	}
-	guest->partial[filled + (size_t)got] = 0;
-	char *start = guest->partial, *end;
+	program->partial[filled + (size_t)got] = 0;
+	char *start = program->partial, *end;
 	for (; (end = strchr(start, '\n')) != NULL; start = end + 1) {
 		*end = 0;
-		take_line(guest, start);
+		take_line(program, start);
 	}
-	guest->filled = strlen(start);
-	memmove(guest->partial, start, guest->filled);
+	program->filled = strlen(start);
+	memmove(program->partial, start, program->filled);
 }
 
 static size_t obey(struct guest *guest, char *datagram, size_t length)
 {
 	char order = length > ORDER_BYTES ? datagram[ORDER_BYTES] : '?';
-	if (guest->output >= 0 && order == 'R')
-		kill(guest->program, SIGCONT);
-	if (guest->output >= 0 && order == 'H')
-		kill(guest->program, SIGSTOP);
-	size_t said = strlen(guest->line);
-	memcpy(datagram + ORDER_BYTES, guest->line, said);
-	return ORDER_BYTES + said;
+	size_t said = ORDER_BYTES;
+	for (int i = 0; i < guest->count; i++) {
+		struct program *program = &guest->programs[i];
+		if (program->output >= 0 && (order == 'R' || order == 'H'))
+			kill(program->pid, order == 'R' ? SIGCONT : SIGSTOP);
+		said += (size_t)snprintf(datagram + said, DATAGRAM_BYTES_MAX - said, "%s%s", i ? " | " : "", program->line);
+	}
+	return said;
 }
 
 static void answer_datagrams(struct guest *guest)
@@ -100,18 +108,36 @@ static void answer_datagrams(struct guest *guest)
 static void start_program(struct guest *guest, char **command)
 {
 	int ends[2];
-	if (pipe2(ends, O_CLOEXEC) < 0 || (guest->program = fork()) < 0) {
+	struct program *program = &guest->programs[guest->count++];
+	if (pipe2(ends, O_CLOEXEC) < 0 || (program->pid = fork()) < 0) {
 		perror("bench-guest");
 		exit(1);
 	}
-	if (guest->program == 0) {
+	if (program->pid == 0) {
 		dup2(ends[1], STDOUT_FILENO);
 		execvp(command[0], command);
 		perror(command[0]);
 		_exit(127);
 	}
 	close(ends[1]);
-	guest->output = ends[0];
+	program->output = ends[0];
+}
+
+/* Starts each command of a list that "--" divides. */
+static void start_programs(struct guest *guest, char **words)
+{
+	char **command = words;
+	for (char **word = words; *word; word++) {
+		if (strcmp(*word, "--") != 0)
+			continue;
+		*word = NULL;
+		start_program(guest, command);
+		command = word + 1;
+		if (guest->count == PROGRAMS_MAX)
+			return;
+	}
+	if (*command)
+		start_program(guest, command);
 }
 
 static void open_port(struct guest *guest, const char *port)
@@ -134,20 +160,23 @@ int main(int argc, char **argv)
 	// The gaps that a client measures are to be the move's, not those of this guest's scheduler.
 	struct sched_param first = {.sched_priority = 1};
 	if (argc < 3) {
-		fprintf(stderr, "usage: bench-guest PORT PROGRAM [ARGUMENT...]\n");
+		fprintf(stderr, "usage: bench-guest PORT PROGRAM [ARGUMENT...] [-- PROGRAM [ARGUMENT...]]\n");
 		return 2;
 	}
 	if (sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &first) < 0)
 		perror("bench-guest: real-time priority");
 	open_port(&guest, argv[1]);
-	start_program(&guest, argv + 2);
+	start_programs(&guest, argv + 2);
 	for (;;) {
-		struct pollfd polled[2] = {{guest.datagrams, POLLIN, 0}, {guest.output, POLLIN, 0}};
-		if (poll(polled, 2, -1) < 0 && errno != EINTR)
+		struct pollfd polled[1 + PROGRAMS_MAX] = {{guest.datagrams, POLLIN, 0}};
+		for (int i = 0; i < guest.count; i++)
+			polled[1 + i] = (struct pollfd){guest.programs[i].output, POLLIN, 0};
+		if (poll(polled, 1 + (nfds_t)guest.count, -1) < 0 && errno != EINTR)
 			return 1;
 		if (polled[0].revents)
 			answer_datagrams(&guest);
-		if (polled[1].revents)
-			read_output(&guest);
+		for (int i = 0; i < guest.count; i++)
+			if (polled[1 + i].revents)
+				read_output(&guest.programs[i]);
 	}
 }

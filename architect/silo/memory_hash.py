@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from architect.model.sizes import PAGE_BYTES
-from architect.silo.merkle import HashTree, page_hashes
+from architect.silo.merkle import HashTree
+from architect.silo.page_batch import hash_pages
 from architect.silo.page_runs import Pages
 from architect.silo.ram_file import RamFile
 
@@ -32,4 +33,4 @@ def _hash_pages(ram: RamFile, tree: HashTree, pages: Pages) -> None:
     for at in range(0, len(pages), _BATCH_PAGES):
         batch = pages[at : at + _BATCH_PAGES]
         length = ram.read(batch, buffer)
-        tree.set_leaves(batch, page_hashes(buffer[:length]))
+        tree.set_leaves(batch, hash_pages(buffer[:length]))

@@ -15,18 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from architect.model.sizes import PAGE_BYTES, PAGES_PER_EXTENT
+from architect.silo.page_batch import HASH_BYTES
 from architect.silo.page_runs import Bytes, Pages, is_one_run
 
-HASH_BYTES = 32
 EXTENTS_PER_GROUP = 256
 _sha256 = hashlib.sha256
 ZERO_PAGE_HASH = _sha256(bytes(PAGE_BYTES)).digest()
 _ROOT_TAG = b"architect-memory-1"
-
-
-def page_hashes(data: memoryview) -> bytes:
-    """The hashes of the pages in `data` (whole pages), one behind the other."""
-    return b"".join([_sha256(data[at : at + PAGE_BYTES]).digest() for at in range(0, len(data), PAGE_BYTES)])
 
 
 def digest_of(hashes: bytes) -> bytes:

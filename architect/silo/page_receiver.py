@@ -13,7 +13,8 @@ from pathlib import Path
 
 from architect.model.sizes import PAGE_BYTES
 from architect.silo.memory_errors import DigestError
-from architect.silo.merkle import HashTree, digest_of, page_hashes
+from architect.silo.merkle import HashTree, digest_of
+from architect.silo.page_batch import hash_pages
 from architect.silo.page_map import PageMap
 from architect.silo.page_runs import Pages, decode_runs, run_list
 from architect.silo.ram_file import RamFile
@@ -63,7 +64,7 @@ class PageReceiver:
             raise FrameError(
                 peer, f"sent {len(body)} bytes for {len(pages)} pages", "check that it is an Architect of this version"
             )
-        hashes = page_hashes(body)
+        hashes = hash_pages(body)
         if digest_of(hashes) != message.digest:
             raise DigestError(peer, f"sent pages that do not fit their digest ({len(pages)} pages)", "see the network between")
         if self.is_cut:

@@ -7,7 +7,8 @@ import numpy as np
 
 from architect.errors import PeerError
 from architect.model.sizes import PAGE_BYTES
-from architect.silo.merkle import HashTree, digest_of, page_hashes
+from architect.silo.merkle import HashTree, digest_of
+from architect.silo.page_batch import find_data, hash_pages
 from architect.silo.page_runs import Pages, encode_parts, encode_runs
 from architect.silo.ram_file import RamFile
 from architect.silo.rate_limit import RateLimit
@@ -52,9 +53,9 @@ class PageSender:
         Raises:
             StreamLostError: the connection ended.
         """
-        self._ram.read(pages, memoryview(self._buffer.reshape(-1).data))
         buffer = self._buffer[: len(pages)]
-        is_data = np.bitwise_or.reduce(buffer.view(np.uint64), axis=1) != 0
+        self._ram.read(pages, buffer.reshape(-1).data)
+        is_data = find_data(buffer.reshape(-1).data)
         if is_data.all():
             self._send_data(pages, buffer.reshape(-1).data)
             return
@@ -68,7 +69,7 @@ class PageSender:
             self._send_data(data, packed.reshape(-1).data)
 
     def _send_data(self, pages: Pages, body: memoryview) -> None:
-        hashes = page_hashes(body)
+        hashes = hash_pages(body)
         self._tree.set_leaves(pages, hashes)
         self._limit.wait(len(body))
         self._unacknowledged = True

@@ -9,12 +9,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from architect.errors import HostError, NotFoundError
 from architect.model.sizes import PAGE_BYTES
+from architect.silo.page_batch import punch_pages, read_pages, write_pages
 from architect.silo.page_map import PageMap
-from architect.silo.page_runs import Pages, run_list
+from architect.silo.page_runs import Pages, is_one_run
 
 NAME = "architect-ram"
 _PUNCH_HOLE_KEEP_SIZE = 3
@@ -77,28 +80,28 @@ class RamFile:
 
     def read(self, pages: Pages, buffer: memoryview) -> int:
         """Read `pages` (ascending) one behind the other into `buffer`; returns the bytes read. Holes stay holes."""
-        at = 0
-        for first, count in run_list(pages):
-            length = count * PAGE_BYTES
-            if os.preadv(self.descriptor, [buffer[at : at + length]], first * PAGE_BYTES) != length:
-                raise RamFileError("guest memory", f"page {first} cannot be read", "report this as a defect")
-            at += length
-        return at
+        length = len(pages) * PAGE_BYTES
+        with _refusals("read"):
+            if len(pages) and is_one_run(pages):
+                if os.preadv(self.descriptor, [buffer[:length]], int(pages[0]) * PAGE_BYTES) != length:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+            else:
+                read_pages(self.descriptor, pages, buffer)
+        return length
 
     def write(self, pages: Pages, data: memoryview) -> None:
         """Write `data` to `pages` (ascending)."""
-        at = 0
-        for first, count in run_list(pages):
-            length = count * PAGE_BYTES
-            if os.pwrite(self.descriptor, data[at : at + length], first * PAGE_BYTES) != length:
-                raise RamFileError("guest memory", f"page {first} cannot be written", "see the host's free memory")
-            at += length
+        with _refusals("written"):
+            if len(pages) and is_one_run(pages):
+                if os.pwrite(self.descriptor, data, int(pages[0]) * PAGE_BYTES) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            else:
+                write_pages(self.descriptor, pages, data)
 
     def punch(self, pages: Pages) -> None:
         """Make holes of `pages` (ascending): they are zeros again, and absent."""
-        for first, count in run_list(pages):
-            if _fallocate(self.descriptor, _PUNCH_HOLE_KEEP_SIZE, first * PAGE_BYTES, count * PAGE_BYTES):
-                raise RamFileError("guest memory", os.strerror(ctypes.get_errno()), "report this as a defect")
+        with _refusals("punched"):
+            punch_pages(self.descriptor, pages)
 
     def punch_all(self) -> None:
         """Make one hole of everything."""
@@ -121,3 +124,11 @@ class RamFile:
     def close(self) -> None:
         """Give our descriptor back; the memory lives as long as QEMU has it."""
         os.close(self.descriptor)
+
+
+@contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RamFileError("guest memory", f"cannot be {what} ({error.strerror})", "see the host's free memory") from error

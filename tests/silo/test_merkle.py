@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from architect.silo.merkle import EXTENTS_PER_GROUP, HashTree, digest_of, page_hashes
+from architect.silo.merkle import EXTENTS_PER_GROUP, HashTree, digest_of
+from architect.silo.page_batch import hash_pages
 
 PAGE = 4096
 
@@ -56,14 +57,14 @@ def test_any_changed_byte_changes_the_root() -> None:
     for page in (0, 15, 16, 4095, 4096, 4999):
         data = bytearray(PAGE)
         data[random.Random(page).randrange(PAGE)] = 1
-        tree.set_leaves(np.array([page]), page_hashes(memoryview(data)))
+        tree.set_leaves(np.array([page]), hash_pages(memoryview(data)))
         roots.add(tree.root())
     assert len(roots) == 7
 
 
 def test_scattered_and_contiguous_pages_are_set_alike() -> None:
     data = bytes(range(256)) * 16 * 5
-    hashes = page_hashes(memoryview(data))
+    hashes = hash_pages(memoryview(data))
     assert len(hashes) == 5 * 32
     one, other = HashTree(100), HashTree(100)
     one.set_leaves(np.arange(30, 35), hashes)
@@ -79,8 +80,8 @@ def test_scattered_and_contiguous_pages_are_set_alike() -> None:
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_a_digest_depends_on_the_order_of_the_pages(order: tuple[int, int]) -> None:
     pages = [bytes([number]) * PAGE for number in (1, 2)]
-    digest = digest_of(page_hashes(memoryview(b"".join(pages[number] for number in order))))
-    assert (digest == digest_of(page_hashes(memoryview(b"".join(pages))))) == (order == (0, 1))
+    digest = digest_of(hash_pages(memoryview(b"".join(pages[number] for number in order))))
+    assert (digest == digest_of(hash_pages(memoryview(b"".join(pages))))) == (order == (0, 1))
 
 
 def test_leaves_in_a_file_give_the_same_root_to_the_next_process(tmp_path: Path) -> None:

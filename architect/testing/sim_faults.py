@@ -8,8 +8,8 @@ from architect.model.ids import VmId
 from architect.testing.sim_events import EventKind
 from architect.testing.sim_machine import QemuStatus
 from architect.testing.sim_memory import SimMemory
+from architect.testing.sim_process import SimProcess
 from architect.testing.sim_scenario import Fault, FaultKind
-from architect.testing.sim_world import SimProcess
 
 if TYPE_CHECKING:
     from architect.testing.sim_host import SimHost

@@ -20,8 +20,9 @@ from architect.testing.sim_memory import SimMemory
 from architect.testing.sim_network import SimDial, SimNetwork, channel_of
 from architect.testing.sim_ports import SimBases, SimLog, SimSourceFlows, SimSourceMachine, SimSourceMemory
 from architect.testing.sim_ports_target import SimTargetFlows, SimTargetMachine, SimTargetMemory
+from architect.testing.sim_process import SimProcess
 from architect.testing.sim_store import SimEdge, SimEdgePort, SimOwnership, SimOwnershipPort
-from architect.testing.sim_world import SimProcess, World, current_process
+from architect.testing.sim_world import World, current_process
 from architect.testing.virtual_clock import SeededEntropy, VirtualClock
 from architect.wire.agent_messages import HostFacts, MigrateVm, MigrationReport
 from architect.wire.migration_messages import Prepare
@@ -53,7 +54,7 @@ class SimHost:
         self.plans: dict[VmId, HandoverPlan] = {}
         self.arriving: dict[VmId, Prepare] = {}
         self.lost: dict[VmId, str] = {}
-        self.process = SimProcess(world, f"agent {self.name}")
+        self.process = SimProcess(world, f"agent {self.name}", self.name)
         self.agent: SimAgent | None = None
         self.starts = 0
 
@@ -82,7 +83,7 @@ class SimHost:
     def start_agent(self) -> None:
         """Start the agent's process; its supervisor starts it again after every death."""
         self.starts += 1
-        self.process = SimProcess(self.world, f"agent {self.name}")
+        self.process = SimProcess(self.world, f"agent {self.name}", self.name, lambda: self.kill_agent("at a scheduling point"))
         agent = self.agent = SimAgent(self, self.starts)
         self.world.say(self.process.name, "starts")
         self.world.note(EventKind.RESTART, self.process.name, host=self.name)

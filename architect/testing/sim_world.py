@@ -10,73 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from architect.errors import HostError
 from architect.testing.sim_events import EventKind, SimEvent
+from architect.testing.sim_process import SimProcess, running_process, stepped
 from architect.testing.virtual_clock import START_S, SimTask, VirtualLoop
 
 ResultT = TypeVar("ResultT")
 TRACE_LINES_MAX = 20_000
-_process: contextvars.ContextVar[SimProcess | None] = contextvars.ContextVar("process", default=None)
-
-
-class ProcessKilledError(BaseException):
-    """The process that runs this has been killed; nothing it does has an effect any more."""
-
-
-class SimProcess:
-    """An agent or the control plane: a tree of tasks that dies at once."""
-
-    def __init__(self, world: World, name: str) -> None:
-        self.world = world
-        self.name = name
-        self.is_alive = False
-        self._tasks: set[SimTask] = set()
-
-    def start(self, main: Callable[[], Awaitable[None]]) -> None:
-        """Run `main` as this process."""
-        assert not self.is_alive
-        self.is_alive = True
-        self.run(main)
-
-    def run(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Run `work` in this process, beside its main."""
-        context = contextvars.copy_context()
-        context.run(_process.set, self)
-        self.world.group.create_task(self._run(work), context=context)
-
-    async def _run(self, main: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await main()
-        except (ProcessKilledError, asyncio.CancelledError):
-            pass
-        except BaseExceptionGroup as errors:
-            if not self.is_alive or errors.subgroup(ProcessKilledError) is not None:
-                return
-            self.world.judge.blame(f"{self.name} crashed: {_leaf(errors)!r}")
-            self.kill("crashed by a defect")
-
-    def adopt(self, task: SimTask) -> None:
-        """A task that was started by this process."""
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def kill(self, why: str) -> None:
-        """`kill -9`: no cleanup of it has an effect."""
-        if not self.is_alive:
-            return
-        self.world.say(self.name, f"killed ({why})")
-        self.world.note(EventKind.CRASH, self.name)
-        self.is_alive = False
-        for task in sorted(self._tasks, key=lambda task: task.serial):
-            task.cancel()
-
-    def check_alive(self) -> None:
-        """Raises ProcessKilledError in a dead process."""
-        if not self.is_alive:
-            raise ProcessKilledError
 
 
 class Judge:
@@ -112,7 +55,8 @@ class World:
         self.call_count = 0
         self.on_call: Callable[[int, str, SimProcess | None, str], None] = lambda number, phase, process, name: None
         self.slowness: dict[str, float] = {}
-        loop.task_hook = self._adopt
+        self._frozen: dict[str, asyncio.Future[None]] = {}
+        loop.make_task = self._make_task
 
     def say(self, who: str, text: str) -> None:
         """A line of the trace."""
@@ -126,7 +70,7 @@ class World:
     def spawn(self, work: Awaitable[ResultT]) -> asyncio.Task[ResultT]:
         """Run `work` outside of all processes."""
         context = contextvars.copy_context()
-        context.run(_process.set, None)
+        context.run(running_process.set, None)
 
         async def run() -> ResultT:
             return await work
@@ -149,7 +93,7 @@ class World:
 
         :param stops: the effect ends when the caller stops waiting (long ones that only wait, or copy).
         """
-        process = _process.get()
+        process = running_process.get()
         self.call_count += 1
         number = self.call_count
         if process is not None:
@@ -177,6 +121,7 @@ class World:
         place: str,
     ) -> ResultT:
         await asyncio.sleep(self.delay_s(*latency_s, place) / 2)
+        await self.wait_thawed(place)
         try:
             result = await effect()
         except BaseException as error:
@@ -187,15 +132,49 @@ class World:
         await asyncio.sleep(self.delay_s(*latency_s, place) / 2)
         return result
 
-    def _adopt(self, task: SimTask, context: contextvars.Context) -> None:
-        process = context.get(_process)
+    def freeze(self, host: str, duration_s: float) -> None:
+        """Stop all processes of a host for a while; clocks go on."""
+        if host in self._frozen:
+            return
+        self.say(f"host {host}", f"frozen for {duration_s:.2f} s")
+        self.note(EventKind.FREEZE, f"host {host}", host=host)
+        self._frozen[host] = self.loop.create_future()
+        self.loop.call_later(duration_s, self._thaw, host)
+
+    def _thaw(self, host: str) -> None:
+        self.say(f"host {host}", "thawed")
+        self.note(EventKind.THAW, f"host {host}", host=host)
+        self._frozen.pop(host).set_result(None)
+
+    def is_frozen(self, host: str) -> bool:
+        """Whether nothing runs on the host just now."""
+        return host in self._frozen
+
+    def thawing(self, host: str) -> asyncio.Future[None] | None:
+        """Done when the host has thawed; None if it is not frozen."""
+        frozen = self._frozen.get(host)
+        if frozen is None:
+            return None
+        waiting: asyncio.Future[None] = self.loop.create_future()
+        frozen.add_done_callback(lambda _: None if waiting.done() else waiting.set_result(None))
+        return waiting
+
+    async def wait_thawed(self, host: str) -> None:
+        """Until things run on the host."""
+        while (thawing := self.thawing(host)) is not None:
+            await thawing
+
+    def _make_task(self, coroutine: Coroutine[Any, Any, Any], context: contextvars.Context | None, name: str | None) -> SimTask:
+        wrapped, process = context.run(stepped, coroutine) if context is not None else stepped(coroutine)
+        task = SimTask(wrapped, loop=self.loop, context=context, name=name)
         if process is not None:
             process.adopt(task)
+        return task
 
 
 def current_process() -> SimProcess:
     """The process that runs this."""
-    process = _process.get()
+    process = running_process.get()
     assert process is not None
     return process
 
@@ -208,9 +187,3 @@ def gone(what: str) -> HostError:
 def _seen(task: asyncio.Task[Any]) -> None:
     if not task.cancelled():
         task.exception()
-
-
-def _leaf(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -26,9 +26,10 @@ from architect.testing.sim_flow import FlowMode, SimClient
 from architect.testing.sim_host import SimHost
 from architect.testing.sim_machine import QemuStatus, SimVm
 from architect.testing.sim_network import SimNetwork
+from architect.testing.sim_process import SimProcess
 from architect.testing.sim_scenario import HOSTS, Move, Scenario
 from architect.testing.sim_store import EdgeEntry, SimEdge, SimOwnership, SimService
-from architect.testing.sim_world import SimProcess, World
+from architect.testing.sim_world import World
 from architect.testing.virtual_clock import DeadlockError, VirtualLoop, run_virtual
 from architect.wire.agent_messages import HostFacts, MigrateVm, MigrationReport
 

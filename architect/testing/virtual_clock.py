@@ -61,7 +61,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.now_s = START_S
         super().__init__(selector)
         self._clock_resolution = 1e-9
-        self.task_hook: Callable[[SimTask, contextvars.Context], None] | None = None
+        self.make_task: Callable[[Any, contextvars.Context | None, str | None], SimTask] | None = None
         self.set_task_factory(self._make_task)
 
     def time(self) -> float:
@@ -69,10 +69,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self.now_s
 
     def _make_task(self, loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> Any:
-        task = SimTask(coro, loop=loop, **options)
-        if self.task_hook is not None:
-            self.task_hook(task, options.get("context") or contextvars.copy_context())
-        return task
+        if self.make_task is not None:
+            return self.make_task(coro, options.get("context"), options.get("name"))
+        return SimTask(coro, loop=loop, **options)
 
 
 class VirtualClock:

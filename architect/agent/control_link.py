@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from architect.errors import ArchitectError
@@ -26,22 +26,25 @@ HELLO_TIMEOUT_S = 5.0
 
 _log = logging.getLogger(__name__)
 
+Dial = Callable[[Handler], Awaitable[Channel]]
+"""Opens a channel to the control plane whose requests the handler serves."""
+
 
 class ControlLink:
     """Keeps one agent in touch with the control plane.
 
+    :param dial: opens a channel; it raises UnavailableError if it cannot.
     :param facts: what this host is.
     :param report: makes the report of this moment.
     :param handler: serves the control plane's requests.
     """
 
-    def __init__(self, config: AgentConfig, facts: HostFacts, report: Callable[[], HostReport], handler: Handler) -> None:
-        self._config = config
+    def __init__(self, dial: Dial, facts: HostFacts, report: Callable[[], HostReport], handler: Handler) -> None:
+        self._dial = dial
         self._facts = facts
         self._report = report
         self._handler = handler
         self._changed = asyncio.Event()
-        self._tls = client_context(Path(config.tls_dir))
 
     def changed(self) -> None:
         """Something changed: report now rather than at the next interval."""
@@ -60,14 +63,7 @@ class ControlLink:
             await asyncio.sleep(retry_s)
 
     async def _session(self) -> None:
-        channel = await open_channel(
-            (self._config.control_address, self._config.control_port),
-            AgentMessage,
-            self._handler,
-            "control plane",
-            tls=self._tls,
-            server_name=san_name("control"),
-        )
+        channel = await self._dial(self._handler)
         try:
             async with asyncio.TaskGroup() as group:
                 running = group.create_task(channel.run())
@@ -92,3 +88,14 @@ class ControlLink:
                 await asyncio.sleep(0.02)  # changes come in bursts: one report for each burst
         finally:
             channel.close()
+
+
+def dial_control(config: AgentConfig) -> Dial:
+    """Dials the control plane that the configuration names, by TLS."""
+    tls = client_context(Path(config.tls_dir))
+
+    async def dial(handler: Handler) -> Channel:
+        address = (config.control_address, config.control_port)
+        return await open_channel(address, AgentMessage, handler, "control plane", tls=tls, server_name=san_name("control"))
+
+    return dial

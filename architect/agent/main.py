@@ -15,7 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
-from architect.agent.control_link import ControlLink
+from architect.agent.control_link import ControlLink, dial_control
 from architect.agent.host import Host, open_host
 from architect.agent.moves import Moves
 from architect.agent.notice_watch import NoticeWatch
@@ -79,7 +79,7 @@ async def _serve(host: Host, changed: _Changed) -> None:
             moves = Moves(host, table, group)
             notices = NoticeWatch(open_notice_source(config.provider, config.metadata_url, config.instance, host.clock), changed)
             service = AgentService(host, table, moves, notices, group)
-            link = changed.link = ControlLink(config, host.facts, service.report, service.handle)
+            link = changed.link = ControlLink(dial_control(config), host.facts, service.report, service.handle)
             group.create_task(host.edge.run())
             group.create_task(moves.run())
             group.create_task(_warm_up(host))

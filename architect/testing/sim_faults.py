@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from architect.model.ids import VmId
-from architect.testing.sim_events import EventKind
-from architect.testing.sim_machine import QemuStatus
-from architect.testing.sim_memory import SimMemory
 from architect.testing.sim_process import SimProcess
 from architect.testing.sim_scenario import Fault, FaultKind
 
 if TYPE_CHECKING:
-    from architect.testing.sim_host import SimHost
     from architect.testing.simulator import Simulation
 
 SLOWNESS = 40.0
@@ -61,13 +56,13 @@ class FaultPlayer:
                 simulation.control.kill("fault")
                 world.loop.call_later(1.0, simulation.start_control)
             case FaultKind.KILL_SOURCE_QEMU:
-                _kill_qemu(simulation, source)
+                source.kill_qemu(simulation.vm.id)
             case FaultKind.KILL_TARGET_QEMU:
-                _kill_qemu(simulation, target)
+                target.kill_qemu(simulation.vm.id)
             case FaultKind.KILL_SOURCE_MEMORY:
-                _kill_memory(simulation, source)
+                source.kill_memory(simulation.vm.id)
             case FaultKind.KILL_TARGET_MEMORY:
-                _kill_memory(simulation, target)
+                target.kill_memory(simulation.vm.id)
             case FaultKind.CUT_NETWORK | FaultKind.RESET_NETWORK:
                 resets = fault.kind is FaultKind.RESET_NETWORK
                 simulation.network.cut(source.name, target.name, fault.duration_s, resets=resets)
@@ -78,24 +73,3 @@ class FaultPlayer:
             case FaultKind.SLOW:
                 world.slowness[host.name] = SLOWNESS
                 world.loop.call_later(fault.duration_s, world.slowness.pop, host.name, None)
-
-
-def _kill_qemu(simulation: Simulation, host: SimHost) -> None:
-    for qemu in host.qemus.values():
-        if qemu.status is not QemuStatus.DEAD:
-            simulation.world.judge.excuse(f"QEMU at {host.name} was killed")
-            qemu.die()
-
-
-def _kill_memory(simulation: Simulation, host: SimHost) -> None:
-    for vm, memory in host.memories.items():
-        simulation.world.judge.excuse(f"memory process at {host.name} was killed")
-        memory.die()
-        simulation.world.note(EventKind.CRASH, f"memory {host.name}", vm, host=host.name)
-        simulation.world.loop.call_later(0.5, _restart_memory, host, vm, memory)
-
-
-def _restart_memory(host: SimHost, vm: VmId, memory: SimMemory) -> None:
-    """Its supervisor starts it again over the same memfd; its sessions are gone."""
-    if host.memories.get(vm) is memory:
-        memory.is_alive = True

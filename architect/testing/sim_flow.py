@@ -6,13 +6,14 @@ import asyncio
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from architect.errors import HostError
+from architect.errors import HostError, NotFoundError
 from architect.model.ids import VmId
 from architect.testing.sim_machine import QemuStatus
+from architect.testing.sim_world import poll
 
 if TYPE_CHECKING:
+    from architect.testing.sim_edge import SimEdge
     from architect.testing.sim_host import SimHost
-    from architect.testing.sim_store import SimEdge
     from architect.testing.sim_world import World
 
 HOPS_MAX = 4
@@ -21,6 +22,7 @@ HOPS_MAX = 4
 class FlowMode(StrEnum):
     """What a host does with a VM's packets."""
 
+    BLOCKED = "blocked"
     LOCAL = "local"
     FORWARD = "forward"
 
@@ -35,14 +37,24 @@ class SimFlows:
         self.forwarded_at_s = 0.0
         self.delivered: list[int] = []
 
+    def add(self, vm: VmId) -> None:
+        """A new tap, that takes nothing yet."""
+        self.modes[vm] = (FlowMode.BLOCKED, "")
+        self.taps[vm] = []
+
     def set_local(self, vm: VmId) -> None:
         """Packets go to the tap."""
+        self._check(vm)
         self.modes[vm] = (FlowMode.LOCAL, "")
-        self.taps.setdefault(vm, [])
 
     def set_forward(self, vm: VmId, address: str) -> None:
         """Packets go to another host."""
+        self._check(vm)
         self.modes[vm] = (FlowMode.FORWARD, address)
+
+    def _check(self, vm: VmId) -> None:
+        if vm not in self.taps:
+            raise NotFoundError(f"port of {vm}", f"host {self.host.name} has none", "see whether the VM is there")
 
     def forget(self, vm: VmId) -> None:
         """The tap is deleted."""
@@ -52,7 +64,7 @@ class SimFlows:
     def arrive(self, vm: VmId, packet: int, hops: int = 0) -> None:
         """A packet comes."""
         mode = self.modes.get(vm)
-        if mode is None or hops > HOPS_MAX:
+        if mode is None or mode[0] is FlowMode.BLOCKED or hops > HOPS_MAX:
             return
         if mode[0] is FlowMode.FORWARD:
             self.forwarded_at_s = self.host.world.loop.now_s
@@ -61,6 +73,8 @@ class SimFlows:
             return
         self.taps[vm].append(packet)
         copy = self.host.qemus.get(vm)
+        if copy is not None and copy.status is QemuStatus.RUNNING and not self.host.world.is_frozen(self.host.name):
+            self.take(vm)
         # A stopped QEMU still takes one frame out of its tap, and never gives it to a guest that goes on elsewhere.
         if copy is not None and copy.status is QemuStatus.PAUSED:
             self.taps[vm].pop(0)
@@ -83,10 +97,9 @@ class SimFlows:
     async def wait_drained(self, vm: VmId, timeout_s: float) -> None:
         """Until the tap is empty."""
         end_s = self.host.world.loop.now_s + timeout_s
-        while self.taps.get(vm):
-            if self.host.world.loop.now_s > end_s:
-                raise HostError(f"vm {vm}", "its tap does not drain", "see whether the guest is stuck")
-            await asyncio.sleep(0.002)
+        await poll(lambda: not self.taps.get(vm) or self.host.world.loop.now_s > end_s)
+        if self.taps.get(vm):
+            raise HostError(f"vm {vm}", "its tap does not drain", "see whether the guest is stuck")
 
     async def wait_quiet(self, timeout_s: float) -> None:
         """Until nothing was forwarded for a while."""
@@ -114,7 +127,7 @@ class SimClient:
         """Send for ever."""
         while True:
             await asyncio.sleep(self._interval_s if self.is_sending else 1.0)
-            entry = self._edge.entries.get(self._vm)
+            entry = self._edge.entry(self._vm)
             if entry is None or not self.is_sending:
                 continue
             self.sent += 1

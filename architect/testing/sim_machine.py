@@ -11,36 +11,52 @@ import asyncio
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from architect.errors import ConflictError, HostError, LostError
 from architect.migration.handover_plan import MirrorProgress
 from architect.model.ids import VmId
 from architect.model.vm_spec import VmSpec
 from architect.testing.sim_events import EventKind
-from architect.testing.sim_world import World, gone
+from architect.testing.sim_world import World, gone, poll
 
 if TYPE_CHECKING:
     from architect.testing.sim_host import SimHost
     from architect.testing.sim_memory import SimMemory
 
-BLOCK_S = 0.0005
+BLOCK_BYTES = 65536
+BATCH_BLOCKS = 4
+LIVELY_S = 0.3
+
+
+class GuestShape(msgspec.Struct, frozen=True):
+    """How large a guest is and how much it writes: up to `writes_per_tick` cells of memory every `tick_s`."""
+
+    cells: int
+    blocks: int
+    tick_s: float
+    writes_per_tick: int
+    cell_bytes: int = 4096
 
 
 class SimVm:
     """The truth about one VM."""
 
-    def __init__(self, world: World, spec: VmSpec, blocks: int, tick_s: float, writes_per_tick: int) -> None:
+    def __init__(self, world: World, spec: VmSpec, shape: GuestShape) -> None:
         self.world = world
         self.spec = spec
         self.id: VmId = spec.id
-        self.page_count = spec.machine.memory_bytes // 4096
+        self.cell_bytes = shape.cell_bytes
+        self.page_count = spec.machine.memory_bytes // shape.cell_bytes
         self.counter = 0
         self.ram = [0] * self.page_count
-        self.disk = [0] * blocks
+        self.disk = [0] * shape.blocks
         self.log = b""
-        self.tick_s = tick_s
-        self.writes_per_tick = writes_per_tick
+        self.tick_s = shape.tick_s
+        self.writes_per_tick = shape.writes_per_tick
         self.copies: list[SimQemu] = []
         self.is_busy = True
+        world.vms[spec.id] = self
 
     def running(self) -> list[SimQemu]:
         """The copies that run."""
@@ -72,8 +88,9 @@ class SimQemu:
         self.exports = status is QemuStatus.INCOMING
         self.exports_snapshot = False
         self.mirror: SimMirror | None = None
-        self._guest: asyncio.Task[None] | None = None
-        self.changed = asyncio.Event()
+        self._run_number = 0
+        self._lively_until_s = 0.0
+        self._awake = asyncio.Event()
         vm.copies.append(self)
 
     def check(self) -> None:
@@ -86,8 +103,9 @@ class SimQemu:
         self.check()
         if self.status is QemuStatus.RUNNING:
             self.status = QemuStatus.PAUSED
-            self.world.say(f"qemu {self.host.name}", "STOP")
+            self.world.say(f"qemu {self.host.name}", "STOP", self.vm.id)
             self._note(EventKind.PAUSE)
+            self._awake.set()
         return self.host.clock.wall_s()
 
     def resume(self) -> float:
@@ -97,10 +115,12 @@ class SimQemu:
             if self.status is QemuStatus.INCOMING and self.counter < 0:
                 raise HostError(f"vm {self.vm.id}", "no state was loaded", "load it first")
             self.status = QemuStatus.RUNNING
-            self.world.say(f"qemu {self.host.name}", "RESUME")
+            self.world.say(f"qemu {self.host.name}", "RESUME", self.vm.id)
             self._note(EventKind.RESUME)
             self._judge_start()
-            self._guest = self.world.spawn(self._run_guest())
+            self._run_number += 1
+            self._lively_until_s = self.world.loop.now_s + LIVELY_S
+            self.world.spawn(self._run_guest(self._run_number))
         return self.host.clock.wall_s()
 
     def save(self) -> bytes:
@@ -118,10 +138,10 @@ class SimQemu:
     def die(self, kind: EventKind = EventKind.CRASH) -> None:
         """The process ends: by a fault, or because its agent ended it."""
         if self.status is not QemuStatus.DEAD:
-            self.world.say(f"qemu {self.host.name}", "process ended")
+            self.world.say(f"qemu {self.host.name}", "process ended", self.vm.id)
             self._note(kind)
             self.status = QemuStatus.DEAD
-            self.changed.set()
+            self._awake.set()
             if self.mirror is not None:
                 self.mirror.stop()
                 self.mirror = None
@@ -138,23 +158,24 @@ class SimQemu:
 
     async def wait_disk_present(self) -> None:
         """Until the disk is whole."""
-        while self.disk_missing:
-            self.check()
-            if self.disk_source is None or not self.disk_source.exports_snapshot:
-                raise LostError(f"vm {self.vm.id}", "its disk's source is gone", "restore it")
-            await asyncio.sleep(0.01)
+        await poll(lambda: not self.disk_missing or self.status is QemuStatus.DEAD or not self._has_disk_source())
         self.check()
+        if self.disk_missing:
+            raise LostError(f"vm {self.vm.id}", "its disk's source is gone", "restore it")
+
+    def _has_disk_source(self) -> bool:
+        source = self.disk_source
+        return source is not None and source.exports_snapshot
 
     async def _stream(self) -> None:
         while self.disk_missing and self.status is not QemuStatus.DEAD:
             source = self.disk_source
             assert source is not None
-            await asyncio.sleep(BLOCK_S)
-            await self.host.network.wait_passable(source.host.name, self.host.name)
+            blocks = sorted(self.disk_missing)[:BATCH_BLOCKS]
+            await self.host.network.transfer(source.host.name, self.host.name, len(blocks) * BLOCK_BYTES)
             if not source.exports_snapshot:
                 return
-            block = next(iter(sorted(self.disk_missing)), None)
-            if block is not None:
+            for block in blocks:
                 self.disk[block] = source.disk[block]
                 self.disk_missing.discard(block)
 
@@ -174,12 +195,29 @@ class SimQemu:
                 judge.blame(f"{vm.id} at {self.host.name}: page {page} lost a write")
                 break
 
-    async def _run_guest(self) -> None:
+    def wake(self) -> None:
+        """Somebody watches from now on what the guest writes."""
+        self._awake.set()
+
+    def _is_watched(self) -> bool:
+        """Whether what the guest writes can make a difference to anybody. If not, it might as well write nothing."""
+        is_lively = self.world.loop.now_s < self._lively_until_s
+        return self.vm.is_busy and (is_lively or self.mirror is not None or bool(self.disk_missing) or self.memory.is_watched())
+
+    async def _run_guest(self, run_number: int) -> None:
         vm, random = self.vm, self.world.random
         while True:
-            await asyncio.sleep(vm.tick_s if vm.is_busy else 0.5)
-            if not self._runs():
+            if self._is_watched():
+                await asyncio.sleep(vm.tick_s)
+            else:
+                self.host.flows.take(vm.id)
+                self._awake.clear()
+                await self._awake.wait()
+            await self.world.wait_thawed(self.host.name)
+            if not self._runs() or run_number != self._run_number:
                 return
+            if not self._is_watched():
+                continue
             for _ in range(random.randrange(vm.writes_per_tick + 1)):
                 if not await self._write_page(int(random.random() ** 3 * vm.page_count)):
                     return
@@ -204,10 +242,7 @@ class SimQemu:
         return True
 
     async def _write_block(self, block: int) -> bool:
-        while block in self.disk_missing:
-            await asyncio.sleep(0.005)
-            if not self._runs():
-                return False
+        await poll(lambda: block not in self.disk_missing or not self._runs())
         if not self._runs():
             return False
         vm = self.vm
@@ -241,13 +276,14 @@ class SimMirror:
         self.is_broken = False
         self._written = asyncio.Event()
         self._task = source.world.spawn(self._run())
+        source.wake()
 
     def progress(self) -> MirrorProgress:
         """How far it is."""
         if self.is_broken:
             raise HostError(f"vm {self.source.vm.id}", "its disk's mirror has failed", "try the move again")
-        total = len(self.source.disk) * 65536
-        return MirrorProgress(self.is_ready, total - len(self.pending) * 65536, total)
+        total = len(self.source.disk) * BLOCK_BYTES
+        return MirrorProgress(self.is_ready, total - len(self.pending) * BLOCK_BYTES, total)
 
     def written(self, block: int) -> None:
         """The guest wrote a block."""
@@ -256,9 +292,8 @@ class SimMirror:
 
     async def finish(self) -> None:
         """Until nothing is pending."""
-        while self.pending:
-            self.progress()
-            await asyncio.sleep(0.001)
+        await poll(lambda: not self.pending or self.is_broken)
+        self.progress()
 
     def stop(self) -> None:
         """End the job."""
@@ -272,15 +307,13 @@ class SimMirror:
                 self._written.clear()
                 await self._written.wait()
                 continue
-            block = min(self.pending)
-            value = self.source.disk[block]
-            await asyncio.sleep(BLOCK_S)
-            if network.is_cut(self.source.host.name, self.target.host.name):
-                await network.wait_passable(self.source.host.name, self.target.host.name)
-                continue
+            blocks = sorted(self.pending)[:BATCH_BLOCKS]
+            values = [self.source.disk[block] for block in blocks]
+            await network.transfer(self.source.host.name, self.target.host.name, len(blocks) * BLOCK_BYTES)
             if self.target.status is QemuStatus.DEAD or not self.target.exports:
                 self.is_broken = True
                 return
-            self.target.disk[block] = value
-            if self.source.disk[block] == value:
-                self.pending.discard(block)
+            for block, value in zip(blocks, values, strict=True):
+                self.target.disk[block] = value
+                if self.source.disk[block] == value:
+                    self.pending.discard(block)

@@ -1,21 +1,26 @@
-"""The memory process of a simulated VM: copies pages to its peer, answers demands after a post-copy cut, outlives the agent."""
+"""The memory process of a simulated VM: copies pages to its peer, answers demands after a post-copy cut, outlives the agent.
+
+A VM's memory is a list of cells, each of `cell_bytes`; a cell takes its time on the link. So few cells stand for a large memory,
+and a write dirties a whole cell.
+"""
 
 from __future__ import annotations
 
-import asyncio
+from collections import deque
 from typing import TYPE_CHECKING
 
 from architect.errors import HandoverError, HostError, LostError
 from architect.migration.handover_plan import MemoryCut, MemoryProgress, RoundStats
 from architect.model.ids import MigrationId
-from architect.testing.sim_world import gone
+from architect.model.sizes import PAGE_BYTES
+from architect.testing.sim_world import gone, poll
 
 if TYPE_CHECKING:
     from architect.testing.sim_host import SimHost
     from architect.testing.sim_machine import SimQemu, SimVm
 
-PAGE_S = 0.0002
-BATCH_PAGES = 16
+BATCH_CELLS = 16
+TCP_GIVES_UP_S = 15.0
 
 
 class SimSession:
@@ -32,7 +37,6 @@ class SimSession:
         self.has_cut = False
         self.is_applied = False
         self.is_dead = False
-        self.paths: dict[tuple[str, str], str] = {}
 
     def end(self) -> None:
         """One side has ended it, or died."""
@@ -60,9 +64,22 @@ class SimMemory:
     def die(self) -> None:
         """The process ends; the pages stay with QEMU, the sessions do not."""
         self.is_alive = False
+        self._end_sessions()
+
+    def vanish(self) -> None:
+        """Its machine is gone; the peer learns that when TCP gives up."""
+        self.is_alive = False
+        self.vm.world.loop.call_later(TCP_GIVES_UP_S, self._end_sessions)
+
+    def _end_sessions(self) -> None:
         for session in (self.outgoing, self.incoming):
             if session is not None:
                 session.end()
+
+    def is_watched(self) -> bool:
+        """Whether somebody reads what the guest writes."""
+        sessions = (self.outgoing, self.incoming)
+        return len(self.valid) < self.vm.page_count or any(one is not None and not one.is_dead for one in sessions)
 
     def written(self, page: int) -> None:
         """The guest wrote a page."""
@@ -71,12 +88,10 @@ class SimMemory:
 
     async def present(self, page: int, qemu: SimQemu) -> bool:
         """Until a page is valid: a fault. False if the machine ends meanwhile."""
-        while page not in self.valid:
-            if qemu.status.value != "running":
-                return False
+        if page not in self.valid:
             self._wanted.append(page)
-            await asyncio.sleep(0.002)
-        return True
+            await poll(lambda: page in self.valid or qemu.status.value != "running")
+        return page in self.valid
 
     def open_target(self, migration: MigrationId) -> None:
         """Listen for a source."""
@@ -92,42 +107,44 @@ class SimMemory:
         self.outgoing = target.incoming
         self.outgoing.source = self
         self.outgoing.unsent = set(range(self.vm.page_count))
+        self.host.wake(self.vm.id)
 
     async def round(self) -> RoundStats:
         """Send what is unsent."""
         session = self._session()
         begin_s = self.vm.world.loop.now_s
-        pages, session.unsent = sorted(session.unsent), set()
-        left = list(pages)
+        left = sorted(session.unsent)
+        count, session.unsent = len(left), set()
         try:
             while left:
-                batch, left = left[:BATCH_PAGES], left[BATCH_PAGES:]
+                batch, left = left[:BATCH_CELLS], left[BATCH_CELLS:]
                 session.unsent.update(batch)
                 await self._ship(session, batch)
         finally:
             session.unsent.update(left)
         duration_s = self.vm.world.loop.now_s - begin_s
-        return RoundStats(len(pages), len(pages) * 4096, max(duration_s, 1e-6), len(session.unsent))
+        pages = self.vm.cell_bytes // PAGE_BYTES
+        return RoundStats(count * pages, count * self.vm.cell_bytes, max(duration_s, 1e-6), len(session.unsent) * pages)
 
     async def _ship(self, session: SimSession, pages: list[int]) -> None:
+        await self.vm.world.wait_thawed(self.host.name)
         # A page counts as sent before it is read: a write that comes meanwhile makes it dirty again.
         session.unsent.difference_update(pages)
         values = [self.ram[page] for page in pages]
         try:
-            await asyncio.sleep(PAGE_S * len(pages))
-            await self.host.network.wait_passable(self.host.name, session.target.host.name)
+            await self.host.network.transfer(self.host.name, session.target.host.name, len(pages) * self.vm.cell_bytes)
             self._session()
         except BaseException:
             session.unsent.update(pages)
             raise
         for page, value in zip(pages, values, strict=True):
             session.target.ram[page] = value
-        session.bytes_sent += len(pages) * 4096
+        session.bytes_sent += len(pages) * self.vm.cell_bytes
 
     def progress(self) -> MemoryProgress:
         """How far it is."""
         session = self._session()
-        return MemoryProgress(session.bytes_sent, len(session.unsent))
+        return MemoryProgress(session.bytes_sent, len(session.unsent) * (self.vm.cell_bytes // PAGE_BYTES))
 
     async def cut(self, postcopy: bool) -> MemoryCut:
         """Freeze what the guest has."""
@@ -153,10 +170,9 @@ class SimMemory:
         session = self.incoming
         if session is None:
             raise HandoverError(f"vm {self.vm.id}", "no session is open", "try again")
-        while not session.has_cut:
-            if session.is_dead:
-                raise HandoverError(f"vm {self.vm.id}", "the source's memory process is gone", "try again")
-            await asyncio.sleep(0.001)
+        await poll(lambda: session.has_cut or session.is_dead)
+        if not session.has_cut:
+            raise HandoverError(f"vm {self.vm.id}", "the source's memory process is gone", "try again")
         if postcopy:
             self.valid -= session.missing
         elif self.root() != root:
@@ -166,18 +182,17 @@ class SimMemory:
     async def wait_all_present(self) -> None:
         """Until nothing is missing."""
         session = self.incoming
-        while len(self.valid) < self.vm.page_count:
-            if not self.is_alive or session is None or session.is_dead:
-                raise LostError(f"vm {self.vm.id}", "pages are missing and their source is gone", "restore it")
-            await asyncio.sleep(0.005)
+        await poll(lambda: len(self.valid) == self.vm.page_count or not self.is_alive or session is None or session.is_dead)
+        if len(self.valid) < self.vm.page_count:
+            raise LostError(f"vm {self.vm.id}", "pages are missing and their source is gone", "restore it")
         self.check()
 
     async def serve_until_done(self) -> None:
         """Until the target has all."""
         session = self._session()
-        while len(session.target.valid) < self.vm.page_count:
+        await poll(lambda: len(session.target.valid) == self.vm.page_count or not self.is_alive or session.is_dead)
+        if len(session.target.valid) < self.vm.page_count:
             self._session()
-            await asyncio.sleep(0.005)
 
     def is_serving(self) -> bool:
         """Whether a post-copy goes on."""
@@ -186,22 +201,20 @@ class SimMemory:
 
     def abort(self) -> None:
         """End all sessions."""
-        for session in (self.outgoing, self.incoming):
-            if session is not None:
-                session.end()
+        self._end_sessions()
         self.outgoing = self.incoming = None
 
     async def _push(self, session: SimSession) -> None:
         target = session.target
-        while not session.is_applied:
-            if session.is_dead:
-                return
-            await asyncio.sleep(0.002)
-        while len(target.valid) < self.vm.page_count and not session.is_dead:
-            wanted = target.take_wanted()
-            page = wanted if wanted is not None else min(set(range(self.vm.page_count)) - target.valid)
-            await asyncio.sleep(PAGE_S)
-            await self.host.network.wait_passable(self.host.name, target.host.name)
+        await poll(lambda: session.is_applied or session.is_dead)
+        rest = deque(sorted(session.missing))
+        while rest and not session.is_dead:
+            page = target.take_wanted()
+            page = page if page is not None else rest.popleft()
+            if page in target.valid:
+                continue
+            await self.vm.world.wait_thawed(self.host.name)
+            await self.host.network.transfer(self.host.name, target.host.name, self.vm.cell_bytes)
             if not session.is_dead and page not in target.valid:
                 target.ram[page] = self.ram[page]
                 target.valid.add(page)

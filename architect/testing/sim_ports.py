@@ -32,11 +32,11 @@ class SimPart:
         async def perform() -> ResultT:
             return effect()
 
-        return await self.host.world.call(name, perform, place=self.host.name)
+        return await self.host.world.call(name, perform, place=self.host.name, vm=self.vm)
 
     async def long_call(self, name: str, effect: Callable[[], Awaitable[ResultT]], *, stops: bool = False) -> ResultT:
         """A call that takes its time in the called party."""
-        return await self.host.world.call(name, effect, place=self.host.name, stops=stops)
+        return await self.host.world.call(name, effect, place=self.host.name, stops=stops, vm=self.vm)
 
     def qemu(self) -> SimQemu:
         """The VM's QEMU here."""

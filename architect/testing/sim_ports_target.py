@@ -16,6 +16,8 @@ from architect.testing.sim_ports import SimHooks, SimPart
 class SimTargetMachine(SimHooks):
     """A `TargetMachinePort`."""
 
+    _is_ours = False
+
     async def start_incoming(self, spec: VmSpec) -> str:
         """As the port says."""
 
@@ -23,10 +25,9 @@ class SimTargetMachine(SimHooks):
             await asyncio.sleep(self.host.world.delay_s(0.1, 0.4, self.host.name))
             if self.vm not in self.host.arriving:
                 raise HostError(f"vm {self.vm}", "its reservation is gone", "try again")
-            vm = next(peer.vms[self.vm] for peer in self.host.peers.values() if self.vm in peer.vms)
-            if self.vm in self.host.qemus:
-                self.host.destroy(self.vm)  # an earlier start whose agent died before it knew of it
-            self.host.vms[self.vm] = vm
+            vm = self.host.world.vms[self.vm]
+            self.host.give_up_parts(self.vm)  # an earlier start whose agent died before it knew of it
+            self.host.flows.add(self.vm)
             memory = self.host.memories[self.vm] = SimMemory(vm, self.host, is_full=False)
             self.host.qemus[self.vm] = SimQemu(vm, self.host, memory, QemuStatus.INCOMING)
             return f"{self.host.name}/export"
@@ -66,6 +67,7 @@ class SimTargetMachine(SimHooks):
 
     async def resume(self) -> float:
         """As the port says."""
+        self._is_ours = True
         return await self.call("machine.resume", lambda: self.qemu().resume())
 
     async def wait_disk_present(self) -> None:
@@ -75,11 +77,9 @@ class SimTargetMachine(SimHooks):
     async def destroy(self) -> None:
         """As the port says."""
 
-        def destroy() -> None:
-            self.host.destroy(self.vm)
-            self.host.vms.pop(self.vm, None)
-
-        await self.call("machine.destroy", destroy)
+        # Of a VM that was ours, and is lost, record and output stay for its owner to see.
+        end = self.host.give_up_parts if self._is_ours else self.host.destroy
+        await self.call("machine.destroy", lambda: end(self.vm))
 
 
 class SimTargetMemory(SimPart):

@@ -1,4 +1,4 @@
-"""A simulated ownership log and edge: slow, sometimes deaf, sometimes dumb (the answer is lost after the effect)."""
+"""A simulated ownership log: slow, sometimes deaf, sometimes dumb (the answer is lost after the effect)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-import msgspec
-
 from architect.errors import ConflictError, OutcomeUnknownError, UnavailableError
 from architect.migration.ownership_log import check_successor
 from architect.model.ids import VmId
 from architect.model.ownership import OwnershipRecord
 from architect.testing.sim_events import EventKind
+from architect.testing.sim_network import SimNetwork
 from architect.testing.sim_world import World
 
 ResultT = TypeVar("ResultT")
@@ -20,30 +19,42 @@ RecordT = TypeVar("RecordT", OwnershipRecord, OwnershipRecord | None)
 
 
 class SimService:
-    """A party that every host calls; `deaf` loses requests, `dumb` loses answers, by the caller's host."""
+    """A party that every host calls; `deaf` loses requests, `dumb` loses answers, `late` takes its time, by the caller's host."""
 
-    def __init__(self, world: World, name: str) -> None:
+    def __init__(self, world: World, name: str, network: SimNetwork) -> None:
         self.world = world
         self.name = name
+        self.network = network
+        self.late: set[str] = set()
         self.deaf: set[str] = set()
         self.dumb: set[str] = set()
 
     def trouble(self, kind: str, host: str, duration_s: float) -> None:
-        """Be deaf or dumb to a host for a while."""
+        """Be deaf, dumb or late to a host for a while."""
         self.world.say(self.name, f"{kind} to {host} for {duration_s:.2f} s")
-        troubled = self.deaf if kind == "deaf" else self.dumb
+        troubled = {"deaf": self.deaf, "dumb": self.dumb, "late": self.late}[kind]
         troubled.add(host)
         self.world.loop.call_later(duration_s, troubled.discard, host)
 
-    async def ask(self, host: str, name: str, effect: Callable[[], ResultT]) -> ResultT:
+    def hears(self, host: str) -> bool:
+        """Whether a request of the host arrives."""
+        return host not in self.deaf and self.network.passes(host, self.name)
+
+    def answers(self, host: str) -> bool:
+        """Whether an answer arrives at the host."""
+        return host not in self.dumb and self.network.passes(self.name, host)
+
+    async def ask(self, host: str, name: str, effect: Callable[[], ResultT], vm: str = "") -> ResultT:
         """One call from a host."""
 
         async def perform() -> ResultT:
-            if host in self.deaf:
+            if host in self.late:
+                await asyncio.sleep(self.world.random.choice([0.5, 4.0, 15.0]))
+            if not self.hears(host):
                 await asyncio.sleep(self.world.random.choice([0.05, 1.0, 10.0]))
                 raise UnavailableError(self.name, "does not answer", "try again")
             result = effect()
-            if host in self.dumb:
+            if not self.answers(host):
                 await asyncio.sleep(self.world.random.choice([0.05, 1.0, 10.0]))
                 raise OutcomeUnknownError(self.name, "the connection ended before the answer", "read back")
             return result
@@ -51,7 +62,7 @@ class SimService:
         def run() -> Awaitable[ResultT]:
             return perform()
 
-        return await self.world.call(name, run, latency_s=(0.001, 0.01), place=self.name)
+        return await self.world.call(name, run, latency_s=(0.001, 0.01), place=self.name, vm=vm)
 
 
 class SimOwnership:
@@ -76,7 +87,7 @@ class SimOwnership:
             self.shown(EventKind.RECORD_REFUSED, record.vm, record.term, asker, record)
             raise
         log.append(record)
-        self.service.world.say("store", f"record {record.term}: {record.kind.value} {record.host}")
+        self.service.world.say("store", f"record {record.term}: {record.kind.value} {record.host}", record.vm)
         return self.shown(EventKind.RECORD_CREATED, record.vm, record.term, asker, record)
 
     def read(self, vm: VmId, term: int, asker: str) -> OwnershipRecord | None:
@@ -91,7 +102,7 @@ class SimOwnership:
 
     def shown(self, kind: EventKind, vm: VmId, term: int, asker: str, record: RecordT) -> RecordT:
         """Note what the store answers, and answer it."""
-        world, answered = self.service.world, asker not in self.service.dumb
+        world, answered = self.service.world, self.service.answers(asker)
         world.note(kind, "store", vm, term=term, host=asker, record=record, answered=answered)
         return record
 
@@ -106,59 +117,13 @@ class SimOwnershipPort:
     async def create(self, record: OwnershipRecord) -> OwnershipRecord:
         """As the port says."""
         name = f"store.create {record.term} {record.kind.value} {record.host}"
-        return await self._ownership.service.ask(self.host, name, lambda: self._ownership.create(record, self.host))
+        return await self._ownership.service.ask(self.host, name, lambda: self._ownership.create(record, self.host), record.vm)
 
     async def latest(self, vm: VmId) -> OwnershipRecord | None:
         """As the port says."""
-        return await self._ownership.service.ask(self.host, "store.latest", lambda: self._ownership.latest(vm, self.host))
+        return await self._ownership.service.ask(self.host, "store.latest", lambda: self._ownership.latest(vm, self.host), vm)
 
     async def read(self, vm: VmId, term: int) -> OwnershipRecord | None:
         """As the port says."""
         name = f"store.read {term}"
-        return await self._ownership.service.ask(self.host, name, lambda: self._ownership.read(vm, term, self.host))
-
-
-class EdgeEntry(msgspec.Struct, frozen=True):
-    """Where a VM's packets go."""
-
-    term: int
-    host: str
-    previous: str
-
-
-class SimEdge:
-    """The edge's table."""
-
-    def __init__(self, service: SimService) -> None:
-        self.service = service
-        self.entries: dict[VmId, EdgeEntry] = {}
-
-    def steer(self, vm: VmId, entry: EdgeEntry, asker: str = "") -> None:
-        """Change an entry unless its term is old; for `asker`, a host."""
-        answered = asker not in self.service.dumb
-        if vm in self.entries and entry.term < self.entries[vm].term:
-            self.service.world.note(
-                EventKind.STEER_REFUSED, "edge", vm, term=entry.term, host=asker, to=entry.host, answered=answered
-            )
-            raise ConflictError(f"vm {vm}", f"is at term {self.entries[vm].term}", "speak for your own VMs only")
-        self.entries[vm] = entry
-        self.service.world.note(EventKind.STEER, "edge", vm, term=entry.term, host=asker, to=entry.host, answered=answered)
-        self.service.world.say("edge", f"{vm} -> {entry.host} (term {entry.term}, previous {entry.previous or 'nobody'})")
-
-
-class SimEdgePort:
-    """An `EdgePort` as one host reaches it."""
-
-    def __init__(self, edge: SimEdge, vm: VmId, host: str) -> None:
-        self._edge = edge
-        self._vm = vm
-        self._host = host
-
-    async def steer(self, term: int, host: str, previous: str) -> None:
-        """As the port says."""
-        entry = EdgeEntry(term, host, previous)
-        await self._edge.service.ask(self._host, f"edge.steer {term} {host}", lambda: self._edge.steer(self._vm, entry, self._host))
-
-    async def settle(self) -> None:
-        """As the port says."""
-        await asyncio.sleep(0.005)
+        return await self._ownership.service.ask(self.host, name, lambda: self._ownership.read(vm, term, self.host), vm)

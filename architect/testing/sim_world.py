@@ -10,16 +10,22 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from architect.errors import HostError
+from architect.model.ids import VmId
 from architect.testing.sim_events import EventKind, SimEvent
 from architect.testing.sim_process import SimProcess, running_process, stepped
+from architect.testing.sim_trace import TraceLine
 from architect.testing.virtual_clock import START_S, SimTask, VirtualLoop
 
+if TYPE_CHECKING:
+    from architect.testing.sim_machine import SimVm
+
 ResultT = TypeVar("ResultT")
-TRACE_LINES_MAX = 20_000
+TRACE_LINES_MAX = 50_000
 
 
 class Judge:
@@ -28,7 +34,7 @@ class Judge:
     def __init__(self, world: World) -> None:
         self._world = world
         self.violations: list[str] = []
-        self.excuses: list[str] = []
+        self.excuses: dict[VmId, list[str]] = {}
 
     def blame(self, text: str) -> None:
         """An invariant does not hold."""
@@ -36,9 +42,9 @@ class Judge:
             self._world.say("JUDGE", f"VIOLATION: {text}")
             self.violations.append(text)
 
-    def excuse(self, text: str) -> None:
-        """A machine's process was killed: its VM may be lost."""
-        self.excuses.append(text)
+    def excuse(self, vm: VmId, text: str) -> None:
+        """A process of the VM was killed, or its host went: it may be lost."""
+        self.excuses.setdefault(vm, []).append(text)
 
 
 class World:
@@ -49,7 +55,8 @@ class World:
         self.seed = seed
         self.group = group
         self.random = random.Random(seed)
-        self.trace: list[str] = []
+        self.trace: deque[TraceLine] = deque(maxlen=TRACE_LINES_MAX)
+        self.vms: dict[VmId, SimVm] = {}
         self.events: list[SimEvent] = []
         self.judge = Judge(self)
         self.call_count = 0
@@ -58,10 +65,9 @@ class World:
         self._frozen: dict[str, asyncio.Future[None]] = {}
         loop.make_task = self._make_task
 
-    def say(self, who: str, text: str) -> None:
-        """A line of the trace."""
-        if len(self.trace) < TRACE_LINES_MAX:
-            self.trace.append(f"{self.loop.now_s - START_S:10.4f}  {who:<14} {text}")
+    def say(self, who: str, text: str, vm: str = "") -> None:
+        """A line of the trace, about a VM if it is about one."""
+        self.trace.append(TraceLine(self.loop.now_s - START_S, who, vm, text))
 
     def note(self, kind: EventKind, party: str, vm: str = "", **details: Any) -> None:
         """Something happened that ownership is about; `details` are the event's other fields."""
@@ -88,6 +94,7 @@ class World:
         latency_s: tuple[float, float] = (0.0002, 0.002),
         place: str = "",
         stops: bool = False,
+        vm: str = "",
     ) -> ResultT:
         """Perform `effect` in the called party, on behalf of the current process.
 
@@ -98,11 +105,11 @@ class World:
         number = self.call_count
         if process is not None:
             process.check_alive()
-        self.say(process.name if process else "-", f"#{number} {name}")
+        self.say(process.name if process else "-", f"#{number} {name}", vm)
         self.on_call(number, "before", process, name)
         if process is not None:
             process.check_alive()
-        task = self.spawn(self._perform(number, process, name, effect, latency_s, place))
+        task = self.spawn(self._perform(number, process, name, effect, latency_s, place, vm))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -119,6 +126,7 @@ class World:
         effect: Callable[[], Awaitable[ResultT]],
         latency_s: tuple[float, float],
         place: str,
+        vm: str,
     ) -> ResultT:
         await asyncio.sleep(self.delay_s(*latency_s, place) / 2)
         await self.wait_thawed(place)
@@ -126,7 +134,7 @@ class World:
             result = await effect()
         except BaseException as error:
             if not isinstance(error, asyncio.CancelledError):
-                self.say(process.name if process else "-", f"#{number} {name} -> {type(error).__name__}: {error}")
+                self.say(process.name if process else "-", f"#{number} {name} -> {type(error).__name__}: {error}", vm)
             raise
         self.on_call(number, "after", process, name)
         await asyncio.sleep(self.delay_s(*latency_s, place) / 2)
@@ -177,6 +185,14 @@ def current_process() -> SimProcess:
     process = running_process.get()
     assert process is not None
     return process
+
+
+async def poll(is_so: Callable[[], bool]) -> None:
+    """Until it is so, looked at ever less often: for waits whose end nobody tells."""
+    pause_s = 0.001
+    while not is_so():
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 1.5, 0.25)
 
 
 def gone(what: str) -> HostError:

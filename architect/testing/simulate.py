@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from architect.testing.sim_scenario import draw_scenario
+from architect.testing.sim_trace import readable
 from architect.testing.simulator import Result, simulate
 
 
@@ -20,7 +21,7 @@ def describe(result: Result, *, verbose: bool) -> str:
         *(f"  VIOLATION {violation}" for violation in result.violations),
     ]
     if verbose or result.violations:
-        lines += ["trace:", *result.trace]
+        lines += readable(result.trace, result.violations, whole=verbose)
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from architect.agent.vm_record import VmPhase
 from architect.errors import ArchitectError, NotFoundError
 from architect.migration import HandoverLimits
 from architect.migration.handover_driver import OnReport
@@ -20,15 +21,17 @@ from architect.model.ids import HostName, MigrationId, VmId, Vni
 from architect.model.image import BaseDiskRef, ProcessConfig
 from architect.model.ownership import OwnershipRecord, RecordKind
 from architect.model.vm_spec import MachineSpec, VmRequest, VmSpec
+from architect.testing.sim_edge import EdgeEntry, SimEdge
 from architect.testing.sim_events import SimEvent
 from architect.testing.sim_faults import FaultPlayer
 from architect.testing.sim_flow import FlowMode, SimClient
 from architect.testing.sim_host import SimHost
-from architect.testing.sim_machine import QemuStatus, SimVm
+from architect.testing.sim_machine import GuestShape, QemuStatus, SimVm
 from architect.testing.sim_network import SimNetwork
 from architect.testing.sim_process import SimProcess
 from architect.testing.sim_scenario import HOSTS, Move, Scenario
-from architect.testing.sim_store import EdgeEntry, SimEdge, SimOwnership, SimService
+from architect.testing.sim_store import SimOwnership, SimService
+from architect.testing.sim_trace import TraceLine
 from architect.testing.sim_world import World
 from architect.testing.virtual_clock import DeadlockError, VirtualLoop, run_virtual
 from architect.wire.agent_messages import HostFacts, MigrateVm, MigrationReport
@@ -49,7 +52,7 @@ class Result(msgspec.Struct, frozen=True):
     is_lost: bool
     calls: int
     duration_s: float
-    trace: tuple[str, ...]
+    trace: tuple[TraceLine, ...]
     events: tuple[SimEvent, ...]
 
 
@@ -104,16 +107,17 @@ class Simulation:
         scenario = self.scenario
         self.world = World(self.loop, scenario.seed, group)
         self.network = SimNetwork(self.world)
-        self.store = SimService(self.world, "store")
+        self.store = SimService(self.world, "store", self.network)
         self.ownership = SimOwnership(self.store)
-        self.edge_service = SimService(self.world, "edge")
-        self.edge = SimEdge(self.edge_service)
+        self.edge_service = SimService(self.world, "edge", self.network)
+        self.edge = SimEdge(self.edge_service, {_facts(name).address: name for name in HOSTS})
         limits = HandoverLimits(notice_margin_s=0.5, pause_tolerable_s=0.05, part_bytes=100_000)
         self.hosts: dict[str, SimHost] = {}
         for name in HOSTS:
             self.hosts[name] = SimHost(self.world, _facts(name), self.network, self.ownership, self.edge, limits)
         spec = _spec(scenario)
-        self.vm = SimVm(self.world, spec, scenario.blocks, scenario.tick_s, scenario.writes_per_tick)
+        shape = GuestShape(scenario.pages, scenario.blocks, scenario.tick_s, scenario.writes_per_tick)
+        self.vm = SimVm(self.world, spec, shape)
         for index, host in enumerate(self.hosts.values()):
             host.peers = self.hosts
             if scenario.has_base_everywhere or index == 0:
@@ -126,7 +130,8 @@ class Simulation:
         """The VM runs on the first host, and every agent listens."""
         self.ownership.create(OwnershipRecord(VM, 1, RecordKind.RUN, HostName(HOSTS[0]), "creator"))
         self.hosts[HOSTS[0]].create(self.vm)
-        self.edge.steer(VM, EdgeEntry(1, HOSTS[0], ""))
+        self.edge.define(self.vm)
+        self.edge.steer(self.vm, EdgeEntry(1, _facts(HOSTS[0]).address, ""), HOSTS[0])
         for host in self.hosts.values():
             host.start_agent()
         if self._sabotage is not None:
@@ -194,7 +199,7 @@ class Simulation:
 
         async def serve() -> None:
             try:
-                report = await agent.source.migrate(request, on_report)
+                report = await agent.service.migrate(request, on_report)
                 if not answer.done():
                     answer.set_result(report)
             except ArchitectError as error:
@@ -212,8 +217,9 @@ class Simulation:
         newest = self.ownership.newest(VM)
         assert newest is not None
         owner = self.hosts[newest.host]
-        copy = owner.qemus.get(VM)
-        return VM in owner.lost or (bool(self.world.judge.excuses) and (copy is None or copy.status is QemuStatus.DEAD))
+        copy, record = owner.qemus.get(VM), owner.records.get(VM)
+        is_over = record is not None and record.phase is VmPhase.OVER
+        return is_over or (VM in self.world.judge.excuses and (copy is None or copy.status is QemuStatus.DEAD))
 
     def _judge_report(self, report: MigrationReport) -> None:
         judge, newest = self.world.judge, self.ownership.newest(VM)
@@ -240,8 +246,9 @@ class Simulation:
                 judge.blame(f"{copy.host.name} runs the VM, {newest.host} owns it")
             if copy.memory.is_alive and copy.disk_missing:
                 judge.blame("the disk never became whole")
-            if self.edge.entries[VM].host != copy.host.name or self.edge.entries[VM].previous:
-                judge.blame(f"the edge steers to {self.edge.entries[VM]}, the VM runs at {copy.host.name}")
+            entry = self.edge.entry(VM)
+            if entry is None or entry.host != copy.host.name or entry.previous:
+                judge.blame(f"the edge steers to {entry}, the VM runs at {copy.host.name}")
             if copy.host.logs.get(VM, b"") != self.vm.log:
                 judge.blame(f"the VM's output at {copy.host.name} is not what it wrote")
         for host in self.hosts.values():
@@ -256,13 +263,11 @@ class Simulation:
         judge, name = self.world.judge, host.name
         if host.plans:
             judge.blame(f"{name} still remembers a handover")
-        if host.arriving:
+        if any(host.records[vm].phase is not VmPhase.OVER for vm in host.arriving):
             judge.blame(f"{name} still waits for a VM")
         if host.agent is None or host.agent.source.is_moving(VM):
             judge.blame(f"{name} still moves the VM")
-        copy = host.qemus.get(VM)
-        is_dead = copy is not None and copy.status is QemuStatus.DEAD  # killed by a fault: its agent's supervision cleans up
-        if not is_dead and host.flows.modes.get(VM, ("", ""))[0] != (FlowMode.LOCAL if runs else ""):
+        if host.flows.modes.get(VM, ("", ""))[0] != (FlowMode.LOCAL if runs else ""):
             judge.blame(f"{name}: packets are {host.flows.modes.get(VM)}, the VM {'runs' if runs else 'does not run'} there")
         if runs:
             qemu, memory = host.qemus[VM], host.memories[VM]
@@ -270,15 +275,15 @@ class Simulation:
                 judge.blame(f"{name}: a mirror, an export or a memory session is left")
         elif not judge.excuses:
             left = [copy for copy in self.vm.copies if copy.host is host and copy.status is not QemuStatus.DEAD]
-            if left or VM in host.qemus or VM in host.memories or VM in host.logs:
+            if left or VM in host.qemus or VM in host.memories or VM in host.logs or VM in host.records:
                 judge.blame(f"{name}: something of the VM is left")
 
 
 def _facts(name: str) -> HostFacts:
     return HostFacts(
-        name=HostName(name), provider="sim", region="sim", address=name, migration_port=1, memory_bytes=1 << 30, cpus=2,
-        accelerator="tcg", qemu_version="7.2.22", tsc_khz=2_000_000, kernel_release="6.18", kernel_sha256="k",
-        initramfs_sha256="i",
+        name=HostName(name), provider="sim", region="sim", address=f"10.9.0.{name[1:]}", migration_port=1,
+        memory_bytes=1 << 30, cpus=2, accelerator="tcg", qemu_version="7.2.22", tsc_khz=2_000_000, kernel_release="6.18",
+        kernel_sha256="k", initramfs_sha256="i",
     )  # fmt: skip
 
 

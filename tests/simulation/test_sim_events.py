@@ -9,7 +9,7 @@ from architect.testing.simulator import simulate
 
 
 def test_a_handover_without_faults_is_told_in_its_order() -> None:
-    events = simulate(draw_scenario(8)).events
+    events = simulate(draw_scenario(16)).events
     seen = [event for event in events if event.kind in (EventKind.RECORD_CREATED, EventKind.PAUSE, EventKind.RESUME)]
     assert [event.kind for event in seen[:5]] == [
         EventKind.RECORD_CREATED, EventKind.RESUME, EventKind.PAUSE, EventKind.RECORD_CREATED, EventKind.RESUME,

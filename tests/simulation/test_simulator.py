@@ -46,7 +46,7 @@ def test_equal_seeds_give_equal_traces_in_different_processes() -> None:
         ).stdout
         for salt in ("1", "2")
     ]
-    assert outputs[0] == outputs[1] and "trace:" in outputs[0]
+    assert outputs[0] == outputs[1] and "-- all events" in outputs[0]
 
 
 def test_the_command_prints_the_scenario_and_its_outcome(capsys: pytest.CaptureFixture[str]) -> None:

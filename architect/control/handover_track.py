@@ -22,10 +22,13 @@ BEFORE_COMMIT = (HandoverState.PLANNED, HandoverState.PREPARING, HandoverState.P
 
 
 class Ends(msgspec.Struct, frozen=True):
-    """What is known of the two ends: whether they are lost, and for how long both sides' reports have been silent about the VM."""
+    """What is known of the two ends: whether they are lost (silent) or gone for good, and for how long both sides' reports have
+    been silent about the VM."""
 
     source_lost: bool
     target_lost: bool
+    source_gone: bool
+    target_gone: bool
     unseen_s: float
     unseen_s_max: float
 
@@ -88,12 +91,17 @@ def settle(record: MigrationRecord, sightings: list[Sighted], ends: Ends, now_s:
 
 
 def _settle_unseen(record: MigrationRecord, ends: Ends, now_s: float) -> MigrationRecord:
-    """Nobody shows the VM under a new term; when both ends have had their time to, that is an answer, too."""
-    if ends.unseen_s <= ends.unseen_s_max or not (ends.source_lost or ends.target_lost):
+    """Nobody shows the VM under a new term; when both ends have had their time to, that is an answer, too.
+
+    Before the commit a silent source is enough: the move can be tried again. Only a host that is gone loses a VM.
+    """
+    if ends.unseen_s <= ends.unseen_s_max:
         return record
-    gone = " and ".join(host for host, is_lost in ((record.source, ends.source_lost), (record.target, ends.target_lost)) if is_lost)
-    reason = f"{gone} vanished during the move"
     if record.state in BEFORE_COMMIT:
+        reason = f"host {record.source} fell silent during the move"
         return with_state(record, HandoverState.FAILED, now_s, reason) if ends.source_lost else record
+    gone = [host for host, is_gone in ((record.source, ends.source_gone), (record.target, ends.target_gone)) if is_gone]
+    if not gone:
+        return record
     lost = with_state(record, HandoverState.POSTCOPY, now_s)
-    return with_state(lost, HandoverState.LOST, now_s, reason)
+    return with_state(lost, HandoverState.LOST, now_s, f"{' and '.join(gone)} vanished during the move")

@@ -19,7 +19,7 @@ from architect.control.followers import Follower, Progress
 from architect.control.handover_track import BEFORE_COMMIT, Ends, settle, with_report, with_state
 from architect.control.notices import leave_by_s
 from architect.control.records import Desired, EventKind, HostRecord, MigrationRecord, MoveCause, VmRecord
-from architect.control.rooms import HostState, host_state, room_at
+from architect.control.rooms import HostState, host_state, is_gone, room_at
 from architect.control.sightings import sighted
 from architect.control.views import migration_view
 from architect.errors import ArchitectError, CapacityError, ConflictError, LostError, NotFoundError, UnavailableError
@@ -167,6 +167,8 @@ def _settled(fabric: Fabric, record: MigrationRecord, unseen_s: float) -> Migrat
     ends = Ends(
         source_lost=fabric.fleet.is_lost(record.source),
         target_lost=fabric.fleet.is_lost(record.target),
+        source_gone=is_gone(fabric, record.source),
+        target_gone=is_gone(fabric, record.target),
         unseen_s=unseen_s,
         unseen_s_max=fabric.config.host_lost_after_s,
     )

@@ -13,18 +13,23 @@ from architect.policy.evacuation import NOTICE_MARGIN_S
 DEADLINE_ASSUMED_S = 30.0
 
 
-def leave_by_s(notice: Notice | None, now_s: float) -> float | None:
-    """Wall time until which the VMs should have left: the deadline less a margin; None without a notice.
+def deadline_at_s(notice: Notice | None, now_s: float) -> float | None:
+    """Wall time at which the cloud takes the host; None without a notice.
 
     A deadline that cannot be read counts as `DEADLINE_ASSUMED_S` from now: the shortest that clouds promise.
     """
     if notice is None:
         return None
     try:
-        deadline_s = parse_rfc3339(notice.deadline)
+        return parse_rfc3339(notice.deadline)
     except ValueError:
-        deadline_s = now_s + DEADLINE_ASSUMED_S
-    return deadline_s - NOTICE_MARGIN_S
+        return now_s + DEADLINE_ASSUMED_S
+
+
+def leave_by_s(notice: Notice | None, now_s: float) -> float | None:
+    """Wall time until which the VMs should have left: the deadline less a margin; None without a notice."""
+    deadline_s = deadline_at_s(notice, now_s)
+    return None if deadline_s is None else deadline_s - NOTICE_MARGIN_S
 
 
 async def take_over_notices(fabric: Fabric) -> None:

@@ -20,6 +20,7 @@ from architect.control.fabric import Fabric
 from architect.control.move_vm import drive_move
 from architect.control.notices import take_over_notices
 from architect.control.records import Desired, EventKind, HostRecord, VmRecord
+from architect.control.rooms import is_gone
 from architect.control.run_vm import create_vm
 from architect.control.sightings import Sighted, after_sighting, owner_of, sighted, write_sighting
 from architect.errors import ArchitectError
@@ -111,9 +112,12 @@ class Reconciler:
 
     def _verdict_unseen(self, record: VmRecord) -> VmRecord:
         fleet, now_s = self._fabric.fleet, self._fabric.clock.monotonic_s()
-        host = self._fabric.book.hosts.get(record.host)
-        if host is None or fleet.is_lost(record.host):
-            return msgspec.structs.replace(record, state=VmState.LOST, reason=self._why_lost(record, host))
+        if is_gone(self._fabric, record.host):
+            reason = self._why_lost(record, self._fabric.book.hosts.get(record.host))
+            return msgspec.structs.replace(record, state=VmState.LOST, reason=reason)
+        if fleet.is_lost(record.host):
+            self._missing_since_s.pop(record.id, None)
+            return msgspec.structs.replace(record, reason=f"host {record.host} is silent; it may run there all the same")
         if fleet.report(record.host) is None:
             self._missing_since_s.pop(record.id, None)
             return record

@@ -9,6 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from architect.control.fabric import Fabric
+from architect.control.notices import deadline_at_s
 from architect.control.records import HostRecord
 from architect.model.ids import HostName, VmId
 from architect.policy.placement import HostRoom
@@ -30,6 +31,22 @@ def host_state(fabric: Fabric, record: HostRecord) -> HostState:
     if record.notice is not None:
         return HostState.LEAVING
     return HostState.DRAINING if record.draining else HostState.READY
+
+
+def is_gone(fabric: Fabric, host: HostName) -> bool:
+    """Whether the host is taken for gone for good: forgotten, or silent past its notice's deadline or `host_gone_after_s`.
+
+    A host that is only silent (its agent is being started again, a link is cut) still runs what it ran.
+    """
+    record = fabric.book.hosts.get(host)
+    if record is None:
+        return True
+    if not fabric.fleet.is_lost(host):
+        return False
+    now_s = fabric.clock.wall_s()
+    deadline_s = deadline_at_s(record.notice, now_s)
+    is_past = deadline_s is not None and deadline_s < now_s
+    return is_past or fabric.fleet.silent_s(host) > fabric.config.host_gone_after_s
 
 
 def room_at(fabric: Fabric, record: HostRecord) -> HostRoom:

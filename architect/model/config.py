@@ -14,7 +14,11 @@ from architect.errors import UsageError
 
 
 class ControlConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`architect control`: takes agents at `address:port` (TLS), the command line at the unix socket `rest_socket`."""
+    """`architect control`: takes agents at `address:port` (TLS), the command line at the unix socket `rest_socket`.
+
+    A host that was silent for `host_lost_after_s` is shown as lost and gets no VM; one that was silent for `host_gone_after_s` is
+    taken for gone with all that it ran. Between them lies the time that an agent needs to be started again.
+    """
 
     fabric: str
     address: str
@@ -28,6 +32,7 @@ class ControlConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inner_network: str = "10.88.0.0/16"
     report_interval_s: float = 1.0
     host_lost_after_s: float = 5.0
+    host_gone_after_s: float = 30.0
 
 
 class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -97,6 +97,21 @@ def test_a_vm_without_a_target_is_lost_with_what_was_tried(tmp_path: Path) -> No
     simulate(test())
 
 
+def test_a_host_that_is_silent_past_its_deadline_is_gone_without_more_waiting(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, AWS) as one:
+            await one.run("web", host=AWS)
+            await give_notice(one, AWS, in_s=8)
+            await one.until(lambda: "notice" in one.kinds())
+            await one.world.lose_host(AWS)
+            await asyncio.sleep(7)
+            assert one.view("web").state is not VmState.LOST
+            await asyncio.sleep(3)
+            assert one.view("web").state is VmState.LOST
+
+    simulate(test())
+
+
 def test_a_target_that_refuses_is_followed_by_the_next_one(tmp_path: Path) -> None:
     async def test() -> None:
         async with rig(tmp_path, AWS, GCP) as one:

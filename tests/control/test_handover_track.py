@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +18,8 @@ from architect.wire.agent_messages import MigrationReport, VmObservation
 
 MOVE = MigrationId("mig-000000000001")
 VM = VmId("vm-000000000001")
-HERE = Ends(source_lost=False, target_lost=False, unseen_s=0, unseen_s_max=5)
+HERE = Ends(source_lost=False, target_lost=False, source_gone=False, target_gone=False, unseen_s=0, unseen_s_max=5)
+SILENT = Ends(source_lost=True, target_lost=True, source_gone=False, target_gone=False, unseen_s=6, unseen_s_max=5)
 BEFORE = (HandoverState.PLANNED, HandoverState.PREPARING, HandoverState.PRECOPY, HandoverState.SWITCHOVER)
 
 
@@ -99,15 +101,22 @@ def test_a_vm_that_the_target_lost_in_postcopy_is_lost() -> None:
     assert settled.state is HandoverState.LOST
 
 
-def test_a_lost_source_fails_a_move_before_its_commit_once_the_target_had_its_time() -> None:
+def test_a_silent_source_fails_a_move_before_its_commit_once_the_target_had_its_time() -> None:
     record = move(HandoverState.PRECOPY)
-    assert settle(record, [], Ends(True, False, 4, 5), 200.0) == record
-    settled = settle(record, [], Ends(True, False, 6, 5), 200.0)
-    assert (settled.state, settled.reason) == (HandoverState.FAILED, "a vanished during the move")
+    silent = msgspec.structs.replace(SILENT, target_lost=False)
+    assert settle(record, [], msgspec.structs.replace(silent, unseen_s=4), 200.0) == record
+    settled = settle(record, [], silent, 200.0)
+    assert (settled.state, settled.reason) == (HandoverState.FAILED, "host a fell silent during the move")
 
 
-def test_lost_ends_after_the_commit_lose_the_vm() -> None:
-    settled = settle(move(HandoverState.COMMITTED), [], Ends(True, True, 6, 5), 200.0)
+def test_ends_that_are_only_silent_do_not_lose_a_vm_after_the_commit() -> None:
+    record = move(HandoverState.COMMITTED)
+    assert settle(record, [], SILENT, 200.0) == record
+
+
+def test_ends_that_are_gone_after_the_commit_lose_the_vm() -> None:
+    gone = msgspec.structs.replace(SILENT, source_gone=True, target_gone=True)
+    settled = settle(move(HandoverState.COMMITTED), [], gone, 200.0)
     assert (settled.state, settled.reason) == (HandoverState.LOST, "a and b vanished during the move")
 
 

@@ -167,7 +167,7 @@ def test_a_source_that_vanishes_before_the_commit_loses_the_vm_and_fails_the_mov
             await one.until_state("web", VmState.LOST)
             (record,) = one.control.fabric.book.moves.values()
             assert record.state is HandoverState.FAILED
-            assert "aws-1 vanished" in record.reason and "aws-1 vanished" in one.view("web").reason
+            assert "aws-1 fell silent" in record.reason and "aws-1 vanished" in one.view("web").reason
 
     simulate(test())
 

@@ -45,6 +45,22 @@ def test_a_host_that_vanishes_loses_its_vms_with_a_reason(tmp_path: Path) -> Non
     simulate(test())
 
 
+def test_a_host_that_is_silent_for_a_while_loses_nothing_and_the_vm_says_why_it_is_not_seen(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, AWS) as one:
+            await one.run("web")
+            agent = await one.disconnect(AWS)
+            await asyncio.sleep(one.control.fabric.config.host_gone_after_s - 2)
+            view = one.view("web")
+            assert (view.state, view.reason) == (VmState.RUNNING, "host aws-1 is silent; it may run there all the same")
+            assert host_state(one.control.fabric, one.control.fabric.book.hosts[AWS]) is HostState.LOST
+            await one.connect(agent)
+            await one.until(lambda: one.view("web").reason == "")
+            assert "vm-lost" not in one.kinds()
+
+    simulate(test())
+
+
 def test_a_host_that_comes_back_with_the_vm_makes_it_run_again(tmp_path: Path) -> None:
     async def test() -> None:
         async with rig(tmp_path, AWS) as one:

@@ -267,7 +267,7 @@ def test_the_exit_code_of_a_workload_that_ends_while_no_agent_lives_is_kept(rig:
     vm = rig.run(busybox, "short", "--host", SOURCE, "--", "-c", "echo before; sleep 4; echo after; exit 9")["id"]
     with faults.supervisor_stopped():
         faults.kill(faults.agent(SOURCE))
-        rig.wait("nobody hears of it", lambda: faults.state("short") == "lost")
+        rig.wait("nobody hears of it", lambda: "silent" in rig.inspect("short")["reason"])
     rig.wait("its end is known", lambda: faults.state("short") == "exited")
     assert rig.inspect("short")["exit_code"] == 9
     assert rig.log("short") == "before\nafter\n"

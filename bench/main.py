@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 from architect.errors import ArchitectError
-from bench import migration
+from bench import migration, transfer
 
-BENCHMARKS = {"migration": migration.main}
+BENCHMARKS = {"migration": migration.main, "transfer": transfer.main}
 
 
 def main(words: list[str]) -> int:

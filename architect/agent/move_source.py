@@ -117,10 +117,15 @@ class SourceMemory:
         """As the port says."""
         return _stats(await parts_of(self._vm).memory.round())
 
+    async def stop_round(self) -> None:
+        """As the port says."""
+        await parts_of(self._vm).memory.stop_round()
+
     async def progress(self) -> MemoryProgress:
         """As the port says."""
-        status = await parts_of(self._vm).memory.status()
-        return MemoryProgress(status.bytes_sent, status.pages_left)
+        status = await parts_of(self._vm).memory.status(scan=True)
+        queued = max(status.bytes_sent - status.bytes_acked, 0)
+        return MemoryProgress(status.bytes_sent, status.pages_left, queued, status.bytes_acked + status.tunnel_bytes_sent)
 
     async def cut(self, postcopy: bool) -> MemoryCut:
         """As the port says."""

@@ -25,10 +25,11 @@ from architect.control.views import migration_view
 from architect.errors import ArchitectError, CapacityError, ConflictError, LostError, NotFoundError, UnavailableError
 from architect.model.handover_state import HandoverState, MigrationMode
 from architect.model.ids import MigrationId, migration_id
+from architect.model.sizes import format_size
 from architect.model.vm_state import VmState
 from architect.policy.evacuation import Move, remaining_s
 from architect.policy.placement import NoRoom, place
-from architect.wire.agent_messages import MigrateVm, MigrationProgress, MigrationReport
+from architect.wire.agent_messages import MigrateVm, MigrationProgress, MigrationReport, MoveDecision
 
 MOVE_RETRY_S = 1.0
 ANSWER_GRACE_S = 10.0
@@ -136,6 +137,7 @@ async def drive_move(fabric: Fabric, identity: MigrationId) -> None:
     unseen_since_s = concluded_since_s = fabric.clock.monotonic_s()
     seen = fabric.bell.count
     asking: asyncio.Task[None] | None = None
+    told_deadline_s: float | None = None
     try:
         while not (record := fabric.book.moves[identity]).state.is_terminal:
             now_s = fabric.clock.monotonic_s()
@@ -148,7 +150,12 @@ async def drive_move(fabric: Fabric, identity: MigrationId) -> None:
             if settled != record and (not is_asking or not settled.state.is_terminal or now_s - concluded_since_s > ANSWER_GRACE_S):
                 await _write(fabric, settled)
                 continue
+            if is_asking and asking is not None and record.deadline_at_s != told_deadline_s:
+                asking.cancel()  # asked again by the same id, the agent goes by the new deadline
+                await asyncio.gather(asking, return_exceptions=True)
+                is_asking = False
             if not is_asking and fabric.fleet.is_here(record.source) and record.target in fabric.book.hosts:
+                told_deadline_s = record.deadline_at_s
                 asking = asyncio.create_task(_ask_source(fabric, record))
                 asking.add_done_callback(lambda _: fabric.bell.ring())
             seen = await fabric.bell.wait_rung(seen, MOVE_RETRY_S)
@@ -201,10 +208,29 @@ async def _ask_source(fabric: Fabric, record: MigrationRecord) -> None:
 async def _note_report(fabric: Fabric, identity: MigrationId, report: MigrationReport) -> None:
     record = fabric.book.moves[identity]
     after = with_report(record, report, fabric.clock.wall_s())
-    line = f"{report.state.value}, {report.progress:.0%}" if report.progress else report.state.value
-    fabric.followers.say(identity, Progress(line, report.progress, identity))
+    fabric.followers.say(identity, Progress(progress_line(report), report.progress, identity))
     if after.state is not record.state:
         await _write(fabric, after)
+
+
+def progress_line(report: MigrationReport) -> str:
+    """How a move stands, for people: its state, how far it is, and what was seen last while it copies."""
+    parts = [report.state.value]
+    if report.progress:
+        parts.append(f"{report.progress:.0%}")
+    if report.state is HandoverState.PRECOPY and (seen := _latest(report)) is not None:
+        parts.append(f"round {seen.round}")
+        parts.append(f"{format_size(seen.dirty_bytes + seen.disk_bytes)} left")
+        if seen.bandwidth_bytes_s:
+            parts.append(f"{format_size(seen.bandwidth_bytes_s)}/s")
+        if seen.remaining_s is not None:
+            parts.append(f"{max(seen.remaining_s, 0):.0f} s until it must be gone")
+    return ", ".join(parts)
+
+
+def _latest(report: MigrationReport) -> MoveDecision | None:
+    told = [seen for seen in (report.look, report.decisions[-1] if report.decisions else None) if seen is not None]
+    return max(told, key=lambda seen: seen.at_s, default=None)
 
 
 async def _refused(fabric: Fabric, identity: MigrationId, error: ArchitectError) -> None:

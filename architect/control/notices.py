@@ -20,16 +20,26 @@ def deadline_at_s(notice: Notice | None, now_s: float) -> float | None:
     """
     if notice is None:
         return None
-    try:
-        return parse_rfc3339(notice.deadline)
-    except ValueError:
-        return now_s + DEADLINE_ASSUMED_S
+    deadline_s = _readable_s(notice)
+    return now_s + DEADLINE_ASSUMED_S if deadline_s is None else deadline_s
 
 
 def leave_by_s(notice: Notice | None, now_s: float) -> float | None:
     """Wall time until which the VMs should have left: the deadline less a margin; None without a notice."""
     deadline_s = deadline_at_s(notice, now_s)
     return None if deadline_s is None else deadline_s - NOTICE_MARGIN_S
+
+
+def has_readable_deadline(notice: Notice) -> bool:
+    """Whether the notice says until when."""
+    return _readable_s(notice) is not None
+
+
+def _readable_s(notice: Notice) -> float | None:
+    try:
+        return parse_rfc3339(notice.deadline)
+    except ValueError:
+        return None
 
 
 async def take_over_notices(fabric: Fabric) -> None:

@@ -3,7 +3,8 @@
 It looks after every change and at least every `LOOK_EVERY_S`, and remembers nothing that it could not see again: after a restart
 it takes up every creation, move, stop and removal where it stands. One look::
 
-    close silent connections → notices → VMs from the reports (seen, adopted, missing, lost) → jobs → evacuation → acknowledge
+    close silent connections → notices, deadlines of moves → VMs from the reports (seen, adopted, missing, lost) → jobs
+        → evacuation → acknowledge
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import msgspec
 from architect.control.end_vm import carry_out_stop, clear_tombstone, release_edge
 from architect.control.evacuate import evacuate, note_refusal
 from architect.control.fabric import Fabric
+from architect.control.move_deadlines import take_up_deadlines
 from architect.control.move_vm import drive_move
 from architect.control.notices import take_over_notices
 from architect.control.records import Desired, EventKind, HostRecord, VmRecord
@@ -60,6 +62,7 @@ class Reconciler:
         """One look at everything."""
         self._fabric.fleet.close_silent()
         await take_over_notices(self._fabric)
+        await take_up_deadlines(self._fabric)
         await self._tell_lost_hosts()
         await self._take_over_reports()
         self._start_jobs()

@@ -12,7 +12,7 @@ from architect.model.handover_state import HandoverState
 from architect.model.notice import NoticeKind
 from architect.model.times import rfc3339
 from architect.model.vm_state import VmState
-from architect.wire.agent_messages import Phase
+from architect.wire.agent_messages import MoveDecision, Phase
 
 
 class NoticeView(msgspec.Struct, frozen=True):
@@ -72,7 +72,8 @@ class BytesBySource(msgspec.Struct, frozen=True):
 
 
 class MigrationView(msgspec.Struct, frozen=True):
-    """A move, as `migrate` prints it. `state` is the handover's; `outcome` is empty while it goes on."""
+    """A move, as `migrate` prints it. `state` is the handover's; `outcome` is empty while it goes on. `decisions` say what was seen
+    after each round, and why the move went on, waited or cut."""
 
     vm: str
     source: str
@@ -92,6 +93,7 @@ class MigrationView(msgspec.Struct, frozen=True):
     memory_bytes: int
     verified: bool | None
     started_at: str
+    decisions: tuple[MoveDecision, ...] = ()
 
 
 class EventView(msgspec.Struct, frozen=True):
@@ -176,6 +178,7 @@ def migration_view(record: MigrationRecord) -> MigrationView:
         memory_bytes=report.memory_bytes if report is not None else 0,
         verified=report.verified if report is not None else None,
         started_at=rfc3339(record.started_at_s),
+        decisions=report.decisions if report is not None else (),
     )
 
 

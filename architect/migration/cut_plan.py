@@ -1,11 +1,17 @@
-"""When to stop copying and switch: a pure decision after each round of memory and each look at the disk's mirror.
+"""When to stop copying and switch: a pure decision after each round of memory, and at every look while a round runs.
 
 - `precopy` waits for disk and memory, and cuts when the dirty set fits the pause budget, stops shrinking, or rounds are used up.
-- `auto` does so too, but goes post-copy when the pause would be longer than tolerable, or when the notice says now.
+- `auto` does so too, but goes post-copy when the pause would be longer than tolerable, when the disk is written faster than the
+  link carries it, or when the notice says now.
 - `postcopy` cuts at once; memory and disk follow.
 
-With a deadline, nothing may be left to send when the host goes: every way out is checked against `remaining_s`, and a move that
-cannot end in time is refused by name while the VM still runs here (the caller then parks it).
+With a deadline, all must have left the source by then; after the cut nothing is dirtied any more, so what is left at the cut is
+what must still travel. `auto` therefore goes on only as long as a cut *at the next look* would still leave `doubt` times the time
+that the rest needs by the link's low rate, besides `notice_margin_s` for cut, commit and release. While the rest would fit only
+by a better rate than any that was seen, it copies on beside the running guest; when not even `hope` times the best rate would do,
+the move is refused, and the VM still runs here. The promise that follows: if a post-copy begun at once could have met the deadline,
+the move meets it, unless the link falls below 1/`doubt` of its low rate after the decision, or rises above `hope` times its best.
+(Nothing ends earlier than a post-copy begun at once: it sends every byte once.)
 """
 
 from __future__ import annotations
@@ -16,25 +22,39 @@ from enum import StrEnum
 import msgspec
 
 from architect.migration.handover_plan import HandoverLimits, MirrorProgress, RoundStats
+from architect.migration.link_rate import NO_TRAFFIC_BYTES_PER_S, LinkRate
 from architect.model.handover_state import MigrationMode
-from architect.model.sizes import MIB, format_size
+from architect.model.sizes import format_size
 
-NO_TRAFFIC_BYTES_PER_S = 1.0
+RATE_SAMPLES_MIN = 3
 
 
 class CutFacts(msgspec.Struct, frozen=True):
-    """What the decision rests on. `mirror` is None where there is no mirror; `disk_rate` is the mirror's measured bytes/s."""
+    """What the decision rests on.
+
+    `rounds` are those that have ended; `is_running`: another one is under way, `bytes_left` is how memory stands in its middle.
+    `mirror` is None where there is no mirror; `disk_rate` is the mirror's measured bytes/s, holes counted as its total counts them;
+    `mirror_stuck_s` is how long it has not come closer to its end.
+    """
 
     mode: MigrationMode
     rounds: tuple[RoundStats, ...]
-    mirror: MirrorProgress | None
-    disk_rate: float
-    remaining_s: float | None
-    bulk_overdue: bool = False
+    link: LinkRate
+    bytes_left: int
+    mirror: MirrorProgress | None = None
+    disk_rate: float = 0.0
+    mirror_stuck_s: float = 0.0
+    remaining_s: float | None = None
+    is_running: bool = False
+
+    @property
+    def lacks_disk(self) -> bool:
+        """Whether the disk is not at the target yet."""
+        return self.mirror is not None and not self.mirror.is_ready
 
 
 class CutVerdict(StrEnum):
-    """What to do next."""
+    """What to do next: (go on with) a round, wait for the disk's mirror, cut, or give up while the VM runs here."""
 
     ROUND = "round"
     WAIT = "wait"
@@ -43,45 +63,129 @@ class CutVerdict(StrEnum):
 
 
 class CutDecision(msgspec.Struct, frozen=True):
-    """The verdict; for a cut, what is left for after it; for a refusal, why."""
+    """The verdict and why; for a cut, what is left for after it."""
 
     verdict: CutVerdict
+    why: str = ""
     postcopy: bool = False
     disk_postcopy: bool = False
-    reason: str = ""
 
-
-def memory_rate(rounds: tuple[RoundStats, ...]) -> float:
-    """Bytes per second that the link carries: the best of the rounds that were long enough to tell, or the last one's."""
-    telling = [r.bytes / r.duration_s for r in rounds if r.bytes >= MIB and r.duration_s > 0]
-    if telling:
-        return max(telling)
-    last = rounds[-1] if rounds else None
-    return last.bytes / last.duration_s if last and last.duration_s > 0 and last.bytes else NO_TRAFFIC_BYTES_PER_S
+    @property
+    def choice(self) -> str:
+        """The verdict in a word, with how a cut is made."""
+        if self.verdict is not CutVerdict.CUT:
+            return self.verdict.value
+        ways = [word for word, is_so in (("memory", self.postcopy), ("disk", self.disk_postcopy)) if is_so]
+        return f"cut, post-copy of {' and '.join(ways)}" if ways else "cut"
 
 
 def plan_cut(facts: CutFacts, limits: HandoverLimits) -> CutDecision:
-    """What to do after the last of `facts.rounds`."""
+    """What to do now. While a round runs: ROUND lets it go on, anything else stops it."""
     if facts.mode is MigrationMode.POSTCOPY and not facts.rounds:
-        return CutDecision(CutVerdict.CUT, postcopy=True, disk_postcopy=facts.mirror is not None and not facts.mirror.is_ready)
+        return CutDecision(CutVerdict.CUT, "post-copy was asked for", True, facts.lacks_disk)
+    if (hurried := _by_deadline(facts, limits)) is not None:
+        return hurried
+    if facts.is_running:
+        return CutDecision(CutVerdict.ROUND, "the round goes on")
     assert facts.rounds, "a cut is planned after a round"
+    if facts.lacks_disk:
+        return _beside_mirror(facts, limits)
+    return _by_dirty_set(facts, limits)
+
+
+def _by_dirty_set(facts: CutFacts, limits: HandoverLimits) -> CutDecision:
     send_s = _send_s(facts)
-    usable_s = None if facts.remaining_s is None else facts.remaining_s - limits.notice_margin_s
-    if usable_s is not None and (facts.bulk_overdue or _is_late(facts, send_s, usable_s, limits)):
-        return _cut_by_deadline(facts, send_s, usable_s, limits)
-    if facts.mirror is not None and not facts.mirror.is_ready:
-        fits = send_s <= limits.pause_budget_s or len(facts.rounds) >= limits.round_count_max
-        return CutDecision(CutVerdict.WAIT if fits or not _shrinks(facts.rounds, limits) else CutVerdict.ROUND)
     if send_s <= limits.pause_budget_s:
-        return CutDecision(CutVerdict.CUT)
-    if len(facts.rounds) < limits.round_count_max and _shrinks(facts.rounds, limits):
-        return CutDecision(CutVerdict.ROUND)
-    return CutDecision(CutVerdict.CUT, postcopy=_prefers_postcopy(facts, send_s, limits))
+        return CutDecision(CutVerdict.CUT, f"{format_size(facts.bytes_left)} fit the pause: {send_s * 1e3:.1f} ms")
+    if len(facts.rounds) >= limits.round_count_max:
+        why = f"{limits.round_count_max} rounds are enough"
+    elif (hot := _written_too_fast(facts)) or not _shrinks(facts.rounds, limits):
+        why = hot or f"{format_size(facts.bytes_left)} are written again in every round"
+    else:
+        return CutDecision(CutVerdict.ROUND, f"{format_size(facts.bytes_left)} would take {send_s * 1e3:.0f} ms of pause")
+    postcopy = facts.mode is MigrationMode.AUTO and send_s > limits.pause_tolerable_s
+    return CutDecision(CutVerdict.CUT, f"{why}; the pause would be {send_s * 1e3:.0f} ms", postcopy)
+
+
+def _beside_mirror(facts: CutFacts, limits: HandoverLimits) -> CutDecision:
+    """Memory while the disk is still being copied: kept nearly clean, at no more rounds than that takes."""
+    mirror = facts.mirror
+    assert mirror is not None
+    left = format_size(mirror.total_bytes - mirror.done_bytes)
+    if facts.mirror_stuck_s > limits.mirror_stuck_s_max:
+        why = f"the disk is written as fast as it is copied: {left} left for {facts.mirror_stuck_s:.0f} s"
+        if facts.mode is MigrationMode.PRECOPY:
+            return CutDecision(CutVerdict.REFUSE, f"pre-copy does not end: {why}")
+        return CutDecision(CutVerdict.CUT, why, _send_s(facts) > limits.pause_tolerable_s, True)
+    fits = _send_s(facts) <= limits.pause_budget_s or len(facts.rounds) >= limits.round_count_max
+    if fits or not _shrinks(facts.rounds, limits):
+        return CutDecision(CutVerdict.WAIT, f"{left} of disk are left")
+    return CutDecision(CutVerdict.ROUND, f"{left} of disk are left, {format_size(facts.bytes_left)} of memory")
+
+
+def _by_deadline(facts: CutFacts, limits: HandoverLimits) -> CutDecision | None:
+    """What the deadline says; None while there is time enough."""
+    if facts.remaining_s is None:
+        return None
+    usable_s = facts.remaining_s - limits.notice_margin_s
+    latest_s = facts.remaining_s - limits.cutover_s_min
+    if facts.is_running and facts.link.sample_count < RATE_SAMPLES_MIN and latest_s > RATE_SAMPLES_MIN * limits.poll_interval_s:
+        return None  # the first looks tell little: slow start, a job that begins
+    rest_s = _mirror_s(facts) + facts.bytes_left / facts.link.low
+    if limits.doubt * rest_s + limits.poll_interval_s <= usable_s:
+        return None
+    if facts.mode is MigrationMode.PRECOPY:
+        return _precopy_by_deadline(facts, latest_s, limits)
+    return _auto_by_deadline(facts, latest_s, limits)
+
+
+def _auto_by_deadline(facts: CutFacts, latest_s: float, limits: HandoverLimits) -> CutDecision | None:
+    left = facts.bytes_left + (_whole_disk_bytes(facts) if facts.lacks_disk else 0)
+    cut_s, wait_s = left / facts.link.likely, _mirror_s(facts) + facts.bytes_left / facts.link.likely
+    if facts.lacks_disk and wait_s < cut_s and wait_s + limits.poll_interval_s <= latest_s:
+        if facts.is_running:
+            return None
+        return CutDecision(CutVerdict.WAIT, f"the disk's mirror ends {latest_s - wait_s:.1f} s before it is too late")
+    if left / facts.link.high > latest_s:
+        if left / facts.link.high > latest_s * limits.hope:
+            return _refusal(facts, left, latest_s, "post-copy")
+        if facts.is_running:
+            return None
+        why = f"{format_size(left)} would need {format_size(left / latest_s)}/s, the best was {format_size(facts.link.high)}/s"
+        return CutDecision(CutVerdict.ROUND, f"{why}: copied on in hope")
+    rate = format_size(facts.link.likely)
+    why = f"{format_size(left)} need {cut_s:.1f} s at {rate}/s, the host goes in {facts.remaining_s:.1f} s"
+    postcopy = facts.bytes_left / facts.link.likely > limits.pause_tolerable_s
+    return CutDecision(CutVerdict.CUT, why, postcopy, facts.lacks_disk)
+
+
+def _precopy_by_deadline(facts: CutFacts, latest_s: float, limits: HandoverLimits) -> CutDecision | None:
+    """Pre-copy leaves nothing for later: it waits for the disk, and then cuts with whatever pause that takes."""
+    hopeful_s = _mirror_s(facts) + facts.bytes_left / facts.link.high
+    if hopeful_s > latest_s:
+        return _refusal(facts, facts.bytes_left, latest_s, "pre-copy")
+    if facts.is_running:
+        return None
+    if facts.lacks_disk:
+        return CutDecision(CutVerdict.WAIT, "pre-copy needs the whole disk before the cut")
+    pause_s = _send_s(facts)
+    return CutDecision(CutVerdict.CUT, f"the host goes in {facts.remaining_s:.1f} s; the pause is {pause_s * 1e3:.0f} ms")
+
+
+def _refusal(facts: CutFacts, left: int, latest_s: float, way: str) -> CutDecision:
+    mirror = facts.mirror
+    disk = ""
+    if mirror is not None and not mirror.is_ready:
+        disk = f" ({format_size(mirror.total_bytes - mirror.done_bytes)} of disk not mirrored)"
+    rate = format_size(facts.link.high)
+    return CutDecision(
+        CutVerdict.REFUSE,
+        f"{way} cannot end before the host goes: {format_size(left)} are left{disk}, {rate}/s at best, {max(latest_s, 0):.1f} s",
+    )
 
 
 def _send_s(facts: CutFacts) -> float:
-    last = facts.rounds[-1]
-    return last.dirty_bytes / memory_rate(facts.rounds) if last.dirty_after else 0.0
+    return facts.bytes_left / facts.link.likely if facts.bytes_left else 0.0
 
 
 def _mirror_s(facts: CutFacts) -> float:
@@ -91,56 +195,24 @@ def _mirror_s(facts: CutFacts) -> float:
     return (mirror.total_bytes - mirror.done_bytes) / max(facts.disk_rate, NO_TRAFFIC_BYTES_PER_S)
 
 
-def _whole_disk_s(facts: CutFacts) -> float:
-    """Time to send the whole disk. The mirror's rate counts holes, as its total does, so it may be the higher one."""
-    assert facts.mirror is not None
-    return facts.mirror.total_bytes / max(facts.disk_rate, memory_rate(facts.rounds))
-
-
-def _is_late(facts: CutFacts, send_s: float, usable_s: float, limits: HandoverLimits) -> bool:
-    """Whether another round (or poll) might not leave the time for what follows it."""
-    next_round_s = max(facts.rounds[-1].duration_s, send_s, limits.poll_interval_s)
-    return usable_s <= send_s + next_round_s + _later_disk_s(facts)
-
-
-def _later_disk_s(facts: CutFacts) -> float:
-    """Time that the disk needs after the cut, if the cut were now and the disk's mirror were not going to be ready in time."""
+def _whole_disk_bytes(facts: CutFacts) -> int:
+    """What a post-copy of the disk sends: all of it again, for the target's fresh overlay takes none of what was mirrored. Holes
+    do not travel; their share is taken to be that of what the mirror has passed."""
     mirror = facts.mirror
-    if mirror is None or mirror.is_ready:
-        return 0.0
-    if facts.mode is MigrationMode.PRECOPY:
-        return _mirror_s(facts)
-    # A post-copy of the disk starts from nothing: the target's fresh overlay takes none of what was mirrored.
-    return min(_mirror_s(facts), _whole_disk_s(facts))
+    assert mirror is not None
+    if mirror.done_bytes and mirror.sent_bytes:
+        return int(mirror.total_bytes * min(mirror.sent_bytes / mirror.done_bytes, 1.0))
+    return mirror.total_bytes
 
 
-def _cut_by_deadline(facts: CutFacts, send_s: float, usable_s: float, limits: HandoverLimits) -> CutDecision:
-    mirror = facts.mirror
-    disk_left = mirror is not None and not mirror.is_ready
-    if facts.mode is MigrationMode.PRECOPY:
-        if disk_left or facts.bulk_overdue:
-            if facts.bulk_overdue or _mirror_s(facts) + send_s > usable_s:
-                return _refusal(facts, usable_s, "pre-copy")
-            return CutDecision(CutVerdict.WAIT)
-        return _refusal(facts, usable_s, "pre-copy") if send_s > usable_s else CutDecision(CutVerdict.CUT)
-    if disk_left and not facts.bulk_overdue and _mirror_s(facts) + send_s + limits.poll_interval_s <= usable_s:
-        return CutDecision(CutVerdict.WAIT)
-    disk_s = _whole_disk_s(facts) if disk_left else 0.0
-    if send_s + disk_s > usable_s:
-        return _refusal(facts, usable_s, "post-copy")
-    postcopy = facts.bulk_overdue or send_s > limits.pause_tolerable_s
-    return CutDecision(CutVerdict.CUT, postcopy=postcopy, disk_postcopy=disk_left)
-
-
-def _refusal(facts: CutFacts, usable_s: float, way: str) -> CutDecision:
-    mirror = facts.mirror
-    disk = "" if mirror is None or mirror.is_ready else f" and {format_size(mirror.total_bytes - mirror.done_bytes)} of disk"
-    left = format_size(facts.rounds[-1].dirty_bytes)
-    rate = format_size(memory_rate(facts.rounds))
-    return CutDecision(
-        CutVerdict.REFUSE,
-        reason=f"{way} cannot end before the host goes: {left} of memory{disk} are left, {rate}/s, {max(usable_s, 0):.1f} s",
-    )
+def _written_too_fast(facts: CutFacts) -> str:
+    """Why another round is of no use, though each left less so far: memory is written as fast as the link carries it."""
+    if len(facts.rounds) < 2 or facts.rounds[-1].duration_s <= 0:
+        return ""
+    written = facts.bytes_left / facts.rounds[-1].duration_s
+    if written < facts.link.likely:
+        return ""
+    return f"memory is written at {format_size(written)}/s, the link carries {format_size(facts.link.likely)}/s"
 
 
 def _shrinks(rounds: tuple[RoundStats, ...], limits: HandoverLimits) -> bool:
@@ -149,7 +221,3 @@ def _shrinks(rounds: tuple[RoundStats, ...], limits: HandoverLimits) -> bool:
     if len(recent) < 3:
         return True
     return any(after.dirty_after < before.dirty_after * limits.shrink_factor for before, after in itertools.pairwise(recent))
-
-
-def _prefers_postcopy(facts: CutFacts, send_s: float, limits: HandoverLimits) -> bool:
-    return facts.mode is MigrationMode.AUTO and send_s > limits.pause_tolerable_s

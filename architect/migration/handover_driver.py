@@ -7,7 +7,6 @@ are the agent's. While it runs nobody else may pause, resume, checkpoint or dest
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 
 import msgspec
@@ -27,13 +26,13 @@ from architect.migration.source_engine import (
     advance,
     begun,
     delay_s_of,
+    hurried,
 )
 from architect.migration.source_ports import Handover
 from architect.migration.source_steps import TOLERATED, WATCHED, Action, Effect, SourceStep
 from architect.runtime.clock import Clock, Entropy
 from architect.wire.agent_messages import MigrationReport
 
-PROGRESS_INTERVAL_S = 0.5
 OnReport = Callable[[MigrationReport], None]
 
 
@@ -66,6 +65,7 @@ class HandoverDriver:
         self._figures = HandoverFigures(handover.plan, clock)
         self._state = start if start is not None else SourceState(handover.plan)
         self._notes: list[str] = []
+        self._actions: SourceActions | None = None
 
     async def run(self) -> HandoverOutcome:
         """Move the VM; returns when the handover has ended, whichever way.
@@ -76,6 +76,9 @@ class HandoverDriver:
         async with asyncio.TaskGroup() as group:
             link = PeerLink(self._plan, self._handover.dial, self._clock, group)
             actions = SourceActions(self._plan, self._handover.ports, link, self._clock, self._figures, self._writer)
+            self._actions = actions
+            actions.on_progress = lambda: self._on_report(self._figures.report(self._state))
+            actions.deadline_at_s = self._state.plan.deadline_at_s
             try:
                 await self._drive(actions, link)
             except asyncio.CancelledError:
@@ -87,6 +90,12 @@ class HandoverDriver:
         keeps = state.step is SourceStep.FAILED
         term = state.record.term if state.record is not None else self._plan.term + (0 if keeps else 1)
         return HandoverOutcome(self._figures.report(state), term, keeps, state.code, tuple(self._notes))
+
+    def hurry(self, deadline_at_s: float | None) -> None:
+        """The deadline is another one from now on (by this host's monotonic clock), or there is none any more."""
+        self._state = hurried(self._state, deadline_at_s)
+        if self._actions is not None:
+            self._actions.deadline_at_s = deadline_at_s
 
     async def _drive(self, actions: SourceActions, link: PeerLink) -> None:
         while not self._state.step.is_terminal:
@@ -120,8 +129,6 @@ class HandoverDriver:
         try:
             async with asyncio.TaskGroup() as outer:
                 beside = [outer.create_task(link.watch())] if state.step in WATCHED else []
-                if state.step is SourceStep.BULK:
-                    beside.append(outer.create_task(self._tell_progress()))
                 async with asyncio.TaskGroup() as group:
                     for action in actions_of(state):
                         group.create_task(one(action))
@@ -135,17 +142,6 @@ class HandoverDriver:
             if event is not None:
                 return event
         return Performed()
-
-    async def _tell_progress(self) -> None:
-        """Report how far the long first copy is, until cancelled. That nobody can say is no failure of the move."""
-        while True:
-            await self._clock.sleep(PROGRESS_INTERVAL_S)
-            with contextlib.suppress(ArchitectError, TimeoutError):
-                async with asyncio.timeout(self._plan.limits.call_timeout_s):
-                    progress = await self._handover.ports.memory.progress()
-                self._figures.pages_left = progress.pages_left
-                self._figures.memory_bytes = max(self._figures.memory_bytes, progress.bytes_sent)
-                self._on_report(self._figures.report(self._state))
 
     async def _perform(self, actions: SourceActions, action: Action, state: SourceState) -> SourceEvent | None:
         try:

@@ -18,7 +18,10 @@ class HandoverLimits(msgspec.Struct, frozen=True):
     """Every bound of a handover, in one place.
 
     `pause_budget_s` is what sending the last dirty pages may take for a cut to be due; `pause_tolerable_s` what `auto` accepts
-    before it prefers post-copy when the dirty set does not shrink. `notice_margin_s` is kept free before the host goes.
+    before it prefers post-copy when the dirty set does not shrink. Before the host goes, `notice_margin_s` is kept free for cut,
+    commit and release where there is time, and `cutover_s_min` is what these need at least. `doubt` is how many times the rest's
+    likely time must be there for copying to go on beside the running guest, `hope` how much better than ever seen the link would
+    have to be for a move to be given up (`cut_plan`).
     `status_hold_s` is how long pages and blocks are kept for a target that took the VM over and cannot be reached: it may return,
     and nobody else has them.
     """
@@ -29,7 +32,10 @@ class HandoverLimits(msgspec.Struct, frozen=True):
     round_count_max: int = 30
     poll_interval_s: float = 0.2
     notice_margin_s: float = 3.0
-    bulk_share_of_notice: float = 0.5
+    cutover_s_min: float = 0.5
+    doubt: float = 2.0
+    hope: float = 1.25
+    mirror_stuck_s_max: float = 20.0
     call_timeout_s: float = 5.0
     start_timeout_s: float = 30.0
     transfer_timeout_s: float = 3600.0
@@ -93,10 +99,14 @@ class RoundStats(msgspec.Struct, frozen=True):
 
 
 class MemoryProgress(msgspec.Struct, frozen=True):
-    """How far the memory copy is: bytes that crossed the wire, pages not sent yet."""
+    """How far the memory copy is: bytes that crossed the wire, pages not sent yet or written since; `queued_bytes` of those
+    sent are still on their way. `link_bytes` is what all the move's connections, those of its disk too, have sent and the peer has
+    acknowledged: the rate of the link is taken from it."""
 
     bytes_sent: int
     pages_left: int
+    queued_bytes: int = 0
+    link_bytes: int = 0
 
 
 class MirrorProgress(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from architect.migration.source_engine import SourceState
 from architect.model.handover_state import HandoverState, MigrationMode
 from architect.model.sizes import PAGE_BYTES
 from architect.runtime.clock import Clock
-from architect.wire.agent_messages import MigrationReport, Phase
+from architect.wire.agent_messages import MigrationReport, MoveDecision, Phase
 from architect.wire.migration_messages import Committed
 
 PHASES_MAX = 256
@@ -41,6 +41,7 @@ class HandoverFigures:
     downtime_s: float = 0.0
     verified: bool | None = None
     progress: float = 0.0
+    look: MoveDecision | None = None
 
     @contextlib.contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -88,6 +89,8 @@ class HandoverFigures:
             phases=tuple(self.phases),
             verified=self.verified,
             progress=self._progressed(state),
+            decisions=state.decisions,
+            look=self.look,
         )
 
     def _progressed(self, state: SourceState) -> float:

@@ -34,6 +34,7 @@ class _Running:
         self.listeners: list[OnReport] = []
         self.latest: MigrationReport | None = None
         self.task: asyncio.Task[HandoverOutcome] | None = None
+        self.driver: HandoverDriver | None = None
 
     def tell(self, report: MigrationReport) -> None:
         self.latest = report
@@ -72,7 +73,8 @@ class HandoverSource:
     async def migrate(self, request: MigrateVm, on_report: OnReport | None = None) -> MigrationReport:
         """Move a VM, or join its running handover of that id; the report of how it ended (done, failed or lost).
 
-        Cancelled, it stops waiting; the handover goes on.
+        Who joins brings the deadline as it is now: the running move goes by it from then on. Cancelled, it stops waiting; the
+        handover goes on.
 
         Raises:
             ConflictError: another handover of the VM runs.
@@ -83,6 +85,9 @@ class HandoverSource:
         running = self._running.get(request.migration)
         if running is None:
             running = await self._begin(request)
+        elif running.driver is not None:
+            deadline_s = request.deadline_s
+            running.driver.hurry(None if deadline_s is None else self._clock.monotonic_s() + deadline_s)
         if on_report is not None:
             running.listeners.append(on_report)
         try:
@@ -157,7 +162,8 @@ class HandoverSource:
 
     async def _drive(self, handover: Handover, running: _Running, state: SourceState | None) -> HandoverOutcome:
         plan = handover.plan
-        outcome = await HandoverDriver(handover, self._clock, self._entropy, running.tell, state).run()
+        running.driver = HandoverDriver(handover, self._clock, self._entropy, running.tell, state)
+        outcome = await running.driver.run()
         self._running.pop(plan.migration, None)
         self._outcomes[plan.migration] = outcome
         while len(self._outcomes) > OUTCOMES_KEPT_MAX:

@@ -7,9 +7,11 @@ import contextlib
 from collections.abc import Awaitable, Callable
 
 from architect.errors import ArchitectError, HandoverError, LostError, UnavailableError
+from architect.migration.copy_looks import CopyLooks
 from architect.migration.found_vm import abort_record
-from architect.migration.handover_plan import HandoverPlan, MemoryCut, MirrorProgress, RoundStats
+from architect.migration.handover_plan import HandoverPlan, MemoryCut, MemoryProgress, MirrorProgress, RoundStats
 from architect.migration.handover_report import HandoverFigures
+from architect.migration.link_rate import LinkSample
 from architect.migration.peer_link import PeerLink
 from architect.migration.ports import MIRROR_TUNNEL as MIRROR_TUNNEL
 from architect.migration.ports import POSTCOPY_TUNNEL as POSTCOPY_TUNNEL
@@ -17,8 +19,9 @@ from architect.migration.ports import decided_record
 from architect.migration.source_engine import BaseMissing, Measured, RecordKnown, SourceEvent, SourceState, TargetIs, may_resume
 from architect.migration.source_ports import SourcePorts
 from architect.migration.source_steps import Action, Effect, SourceStep
-from architect.model.handover_state import HandoverState, MigrationMode
+from architect.model.handover_state import HandoverState
 from architect.runtime.clock import Clock
+from architect.wire.agent_messages import MoveDecision
 from architect.wire.framing import BODY_BYTES_MAX
 from architect.wire.migration_messages import (
     Abort,
@@ -40,7 +43,8 @@ from architect.wire.migration_messages import (
 
 
 class SourceActions:
-    """Performs the actions of one handover, and keeps what passes from one to the next."""
+    """Performs the actions of one handover, and keeps what passes from one to the next. `deadline_at_s` may change while it does;
+    `on_progress` is called when a long action has news."""
 
     def __init__(
         self, plan: HandoverPlan, ports: SourcePorts, link: PeerLink, clock: Clock, figures: HandoverFigures, writer: str
@@ -61,6 +65,8 @@ class SourceActions:
         self._cut: MemoryCut | None = None
         self._full_hash = ""
         self._table = self._make_table()
+        self.deadline_at_s = plan.deadline_at_s
+        self.on_progress: Callable[[], None] = lambda: None
 
     async def perform(self, action: Action, state: SourceState) -> SourceEvent | None:
         """Perform one action; None means that it simply succeeded.
@@ -181,30 +187,46 @@ class SourceActions:
             self._plan.migration, started.memory_address, started.memory_port, started.server_name, self._plan.limits.memory_streams
         )
 
-    async def _bulk(self, _: SourceState) -> SourceEvent:
-        plan, begin_s = self._plan, self._clock.monotonic_s()
-        limit_s = None
-        if plan.deadline_at_s is not None:
-            share = 1.0 if plan.mode is MigrationMode.PRECOPY else plan.limits.bulk_share_of_notice
-            limit_s = max((plan.deadline_at_s - begin_s) * share - plan.limits.notice_margin_s * share, 0.0)
-        try:
-            async with asyncio.timeout(limit_s):
-                stats = await self._ports.memory.bulk()
-        except TimeoutError:
-            progress = await self._ports.memory.progress()
-            duration_s = self._clock.monotonic_s() - begin_s
-            stats = RoundStats(0, progress.bytes_sent, duration_s, progress.pages_left)
-            return self._measured(stats, is_overdue=True)
-        return self._measured(stats)
+    async def _bulk(self, state: SourceState) -> SourceEvent:
+        return await self._watched(state, self._ports.memory.bulk)
 
-    async def _round(self, _: SourceState) -> SourceEvent:
-        return self._measured(await self._ports.memory.round())
+    async def _round(self, state: SourceState) -> SourceEvent:
+        if state.step is not SourceStep.ROUND:
+            return self._measured(await self._ports.memory.round())
+        return await self._watched(state, self._ports.memory.round)
 
-    def _measured(self, stats: RoundStats, is_overdue: bool = False) -> Measured:
+    async def _watched(self, state: SourceState, copy: Callable[[], Awaitable[RoundStats]]) -> Measured:
+        """Copy, and look at it all along: a copy that may not go on (a deadline comes near) is stopped, the rest stays unsent."""
+        looks = CopyLooks(state, self._clock, self._ports.memory, self._tell)
+        async with asyncio.TaskGroup() as group:
+            looking = group.create_task(self._look_until_due(state, looks))
+            stats = await copy()
+            looking.cancel()
+        return self._measured(stats, looks.samples)
+
+    async def _look_until_due(self, state: SourceState, looks: CopyLooks) -> None:
+        """Look until the copy may not go on, and stop it. That a look fails is no failure of the move: the copy will say so."""
+        while True:
+            await self._clock.sleep(self._plan.limits.poll_interval_s)
+            with contextlib.suppress(ArchitectError, TimeoutError):
+                async with asyncio.timeout(self._plan.limits.call_timeout_s):
+                    if self._mirror is not None:
+                        await self._poll_mirror(state)
+                    await looks.look(self._mirror, self.deadline_at_s)
+                    if looks.is_due:
+                        await self._ports.memory.stop_round()
+                        return
+
+    def _tell(self, progress: MemoryProgress, look: MoveDecision) -> None:
+        self._figures.pages_left, self._figures.look = progress.pages_left, look
+        self._figures.memory_bytes = max(self._figures.memory_bytes, progress.bytes_sent)
+        self.on_progress()
+
+    def _measured(self, stats: RoundStats, samples: tuple[LinkSample, ...] = ()) -> Measured:
         self._round_bytes += stats.bytes
         self._figures.memory_bytes = max(self._figures.memory_bytes, self._round_bytes)
         self._figures.pages_left = stats.dirty_after
-        return Measured(stats, self._mirror, is_overdue)
+        return Measured(stats, self._mirror, samples)
 
     async def _start_mirror(self, state: SourceState) -> None:
         path = await self._ports.memory.tunnel_listen(MIRROR_TUNNEL)

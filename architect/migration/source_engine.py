@@ -17,8 +17,10 @@ from typing import assert_never
 import msgspec
 
 from architect.errors import HandoverError, LostError
-from architect.migration.cut_plan import CutDecision, CutFacts, CutVerdict, plan_cut
+from architect.migration.copy_watch import CopyWatch, told, with_decision
+from architect.migration.cut_plan import CutDecision, CutVerdict, plan_cut
 from architect.migration.handover_plan import HandoverPlan, MirrorProgress, RoundStats
+from architect.migration.link_rate import LinkSample
 from architect.migration.source_steps import (
     ACTIONS,
     EFFECT_OF,
@@ -32,12 +34,13 @@ from architect.migration.source_steps import (
 )
 from architect.model.handover_state import HandoverState, MigrationMode
 from architect.model.ownership import OwnershipRecord, RecordKind
+from architect.wire.agent_messages import MoveDecision
 
 ROUNDS_KEPT_MAX = 64
 
 
 class SourceState(msgspec.Struct, frozen=True):
-    """Where the source stands, and the facts that its next decision needs.
+    """Where the source stands, and the facts that its next decision needs. `decisions` are those so far, for the report.
 
     `record` is the one that exists for `term + 1`, once it is known; `reason` says why the move failed.
     """
@@ -47,8 +50,8 @@ class SourceState(msgspec.Struct, frozen=True):
     effects: frozenset[Effect] = frozenset()
     rounds: tuple[RoundStats, ...] = ()
     round_count: int = 0
-    mirror: MirrorProgress | None = None
-    mirror_started_at_s: float = 0.0
+    watch: CopyWatch = CopyWatch()
+    decisions: tuple[MoveDecision, ...] = ()
     decision: CutDecision = CutDecision(CutVerdict.ROUND)
     undo: tuple[Action, ...] = ()
     attempts: int = 0
@@ -63,6 +66,11 @@ class SourceState(msgspec.Struct, frozen=True):
         """Whether something is still missing at the target after the commit."""
         return self.decision.postcopy or self.decision.disk_postcopy
 
+    @property
+    def mirror(self) -> MirrorProgress | None:
+        """How the disk's mirror was seen last."""
+        return self.watch.mirror
+
 
 class Performed(msgspec.Struct, frozen=True):
     """The step's actions have succeeded."""
@@ -73,11 +81,12 @@ class BaseMissing(msgspec.Struct, frozen=True):
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """BULK, or a step with a ROUND in it, has succeeded. `is_overdue`: the bulk copy was cut short by the notice."""
+    """BULK, or a step with a ROUND in it, has succeeded, or was stopped in its middle because `copy_watch` saw that it was time.
+    `samples` are what the link carried meanwhile."""
 
     stats: RoundStats
     mirror: MirrorProgress | None
-    is_overdue: bool = False
+    samples: tuple[LinkSample, ...] = ()
 
 
 class RecordKnown(msgspec.Struct, frozen=True):
@@ -133,8 +142,13 @@ def begun(state: SourceState, now_s: float) -> SourceState:
     """The state once the step's actions may have had effects."""
     actions = actions_of(state) if state.step is not SourceStep.UNDO else ()
     effects = {EFFECT_OF[action] for action in actions if action in EFFECT_OF}
-    started_at_s = now_s if Action.START_MIRROR in actions else state.mirror_started_at_s
-    return msgspec.structs.replace(state, effects=state.effects | effects, mirror_started_at_s=started_at_s)
+    watch = state.watch.mirror_begins(now_s) if Action.START_MIRROR in actions else state.watch
+    return msgspec.structs.replace(state, effects=state.effects | effects, watch=watch)
+
+
+def hurried(state: SourceState, deadline_at_s: float | None) -> SourceState:
+    """The state with another deadline: a notice came, or went, while the move runs. The next decision goes by it."""
+    return msgspec.structs.replace(state, plan=msgspec.structs.replace(state.plan, deadline_at_s=deadline_at_s))
 
 
 def may_resume(state: SourceState) -> bool:
@@ -197,7 +211,7 @@ def _after_success(state: SourceState, now_s: float) -> SourceState:
         case SourceStep.PREPARE:
             return _to(state, SourceStep.START_TARGET)
         case SourceStep.BULK:
-            return _decide(state, now_s, is_overdue=False)
+            return _decide(state, now_s)
         case SourceStep.CUT:
             verifies = state.plan.verify and not state.decision.postcopy
             return _to(state, SourceStep.VERIFY if verifies else SourceStep.COMMIT)
@@ -214,28 +228,21 @@ def _after_measure(state: SourceState, event: Measured, now_s: float) -> SourceS
         state,
         rounds=(*state.rounds, event.stats)[-ROUNDS_KEPT_MAX:],
         round_count=state.round_count + 1,
-        mirror=event.mirror if event.mirror is not None else state.mirror,
+        watch=state.watch.carried(event.samples, event.stats).mirrored(event.mirror, now_s),
     )
     if state.step in (SourceStep.HOLD, SourceStep.LAST_ROUND):
         return _to(measured, ORDER[state.step])
-    return _decide(measured, now_s, event.is_overdue)
+    return _decide(measured, now_s)
 
 
-def _decide(state: SourceState, now_s: float, is_overdue: bool) -> SourceState:
-    plan, mirror = state.plan, state.mirror
-    mirrored_s = max(now_s - state.mirror_started_at_s, 1e-3)
-    facts = CutFacts(
-        mode=plan.mode,
-        rounds=state.rounds,
-        mirror=mirror,
-        disk_rate=mirror.done_bytes / mirrored_s if mirror is not None else 0.0,
-        remaining_s=None if plan.deadline_at_s is None else plan.deadline_at_s - now_s,
-        bulk_overdue=is_overdue,
-    )
+def _decide(state: SourceState, now_s: float) -> SourceState:
+    plan = state.plan
+    facts = state.watch.facts(plan, state.rounds, now_s)
     decision = plan_cut(facts, plan.limits)
     if plan.mode is MigrationMode.POSTCOPY and _skips_copy(state):
         decision = msgspec.structs.replace(decision, disk_postcopy=True)
-    decided = msgspec.structs.replace(state, decision=decision)
+    decisions = with_decision(state.decisions, told(plan, facts, decision, now_s, state.round_count))
+    decided = msgspec.structs.replace(state, decision=decision, decisions=decisions)
     match decision.verdict:
         case CutVerdict.ROUND:
             return _to(decided, SourceStep.ROUND)
@@ -244,7 +251,7 @@ def _decide(state: SourceState, now_s: float, is_overdue: bool) -> SourceState:
         case CutVerdict.CUT:
             return _to(decided, SourceStep.HOOK)
         case CutVerdict.REFUSE:
-            return _undo(decided, HandoverError.code, decision.reason)
+            return _undo(decided, HandoverError.code, decision.why)
         case verdict:
             assert_never(verdict)
 

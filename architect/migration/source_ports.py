@@ -76,11 +76,15 @@ class SourceMemoryPort(Protocol):
         ...
 
     async def bulk(self) -> RoundStats:
-        """Send all memory once. Cancelled, it leaves the rest unsent, and the session usable."""
+        """Send all memory once."""
         ...
 
     async def round(self) -> RoundStats:
         """Send what is dirty or unsent."""
+        ...
+
+    async def stop_round(self) -> None:
+        """Make the `bulk` or `round` that runs end early, and return what it has done; the rest is left. Without one: nothing."""
         ...
 
     async def progress(self) -> MemoryProgress:

@@ -16,7 +16,7 @@ from architect.model.ids import HostName, VmId
 from architect.policy.placement import HostRoom, Placed, place
 
 MOVES_PER_SOURCE_MAX = 4
-NOTICE_MARGIN_S = 3.0
+NOTICE_MARGIN_S = 1.5
 DEADLINE_S_MIN = 1.0
 
 

@@ -138,9 +138,9 @@ class MemoryProcess:
         """Watch QEMU's memory: FRESH for a VM that starts here, INCOMING for one that moves here. Before the guest runs."""
         await self._ask(m.Attach(qemu_pid, role), SHORT_TIMEOUT_S)
 
-    async def status(self) -> m.MemoryStatus:
-        """How it stands."""
-        answer: m.MemoryStatus = await self._ask(m.GetStatus(), SHORT_TIMEOUT_S)
+    async def status(self, *, scan: bool = False) -> m.MemoryStatus:
+        """How it stands; with `scan` the pages that were written until now count as left, too."""
+        answer: m.MemoryStatus = await self._ask(m.GetStatus(scan), SHORT_TIMEOUT_S)
         return answer
 
     async def open_source(self, options: m.SourceOptions, *, resume: bool = False) -> None:
@@ -156,6 +156,10 @@ class MemoryProcess:
         """Send what was written since. As `bulk`."""
         answer: m.RoundStats = await self._ask(m.Round(deadline_s), BULK_TIMEOUT_S)
         return answer
+
+    async def stop_round(self) -> None:
+        """Make the `bulk` or `round` that runs end early; it returns what it has done. Without one nothing happens."""
+        await self._ask(m.StopRound(), SHORT_TIMEOUT_S)
 
     async def announce(self) -> None:
         """Tell the target what it would lack now: shortens the pause of a post-copy cut."""

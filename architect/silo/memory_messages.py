@@ -27,7 +27,9 @@ class Attach(_Message, frozen=True):
 
 
 class GetStatus(_Message, frozen=True):
-    """How it stands. Answers `MemoryStatus`."""
+    """How it stands. With `scan` the pages written until now count as left, too. Answers `MemoryStatus`."""
+
+    scan: bool = False
 
 
 class FaultReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,8 +41,9 @@ class FaultReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MemoryStatus(_Message, frozen=True):
-    """How it stands. `dirty_pages` were found written by the last scan, `pages_left` are to be sent or received. A guest waited for
-    the faults: zero ones were answered here, remote ones by the source of a post-copy."""
+    """How it stands. `dirty_pages` were found written by the last scan, `pages_left` are to be sent or received; of
+    what was sent, the peer's kernel has acknowledged `bytes_acked`. A guest waited for the faults: zero ones were answered here,
+    remote ones by the source of a post-copy."""
 
     version: int
     state: str
@@ -52,6 +55,7 @@ class MemoryStatus(_Message, frozen=True):
     dirty_pages: int = 0
     pages_left: int = 0
     bytes_sent: int = 0
+    bytes_acked: int = 0
     bytes_received: int = 0
     tunnel_bytes_sent: int = 0
     zero_faults: FaultReport = FaultReport()
@@ -91,6 +95,10 @@ class Round(_Message, frozen=True):
     """Send what was written since. As Bulk."""
 
     deadline_s: float | None = None
+
+
+class StopRound(_Message, frozen=True):
+    """Make the Bulk or Round that runs, if any, end early: it answers with what it has done. Answers `Done` at once."""
 
 
 class RoundStats(_Message, frozen=True):
@@ -222,7 +230,7 @@ class Done(_Message, frozen=True):
 
 
 MemoryMessage = (
-    Attach | GetStatus | MemoryStatus | OpenSource | Bulk | Round | RoundStats | Announce | MakeCut | Cut | Serve | Served
-    | EndSource | OpenTarget | TargetEndpoint | ApplyCut | Applied | WaitPresent | AbortTarget | TunnelListen | TunnelConnect
-    | TunnelClose | TunnelBytes | FullHash | Hashed | Shutdown | Done
+    Attach | GetStatus | MemoryStatus | OpenSource | Bulk | Round | StopRound | RoundStats | Announce | MakeCut | Cut | Serve
+    | Served | EndSource | OpenTarget | TargetEndpoint | ApplyCut | Applied | WaitPresent | AbortTarget | TunnelListen
+    | TunnelConnect | TunnelClose | TunnelBytes | FullHash | Hashed | Shutdown | Done
 )  # fmt: skip

@@ -68,6 +68,8 @@ class MemoryService:
                 self._attach(message.pid, message.role)
                 return m.Done()
             case m.GetStatus():
+                if message.scan and self._log is not None:
+                    await self._in_thread(self._log.scan)
                 return self._status()
             case m.OpenSource():
                 return await self._open_source(message)
@@ -77,6 +79,9 @@ class MemoryService:
             case m.Round():
                 source = self._sending()
                 return await self._in_thread(lambda: source.round(message.deadline_s), source.stop)
+            case m.StopRound():
+                self._sending().stop()
+                return m.Done()
             case m.Announce():
                 await self._in_thread(self._sending().announce)
                 return m.Done()
@@ -275,6 +280,7 @@ class MemoryService:
             dirty_pages=self._log.last_count if self._log else 0,
             pages_left=left,
             bytes_sent=self._source.bytes_sent if self._source else 0,
+            bytes_acked=self._source.bytes_acked if self._source else 0,
             bytes_received=received,
             tunnel_bytes_sent=self._tunnels.bytes_sent,
             zero_faults=faults.zero_latency.report() if faults else m.FaultReport(),

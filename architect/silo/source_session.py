@@ -72,6 +72,11 @@ class SourceSession:
         return self._streams.bytes_sent
 
     @property
+    def bytes_acked(self) -> int:
+        """Of them, those that the target's kernel has."""
+        return self._streams.bytes_acked
+
+    @property
     def pages_left(self) -> int:
         """Pages that are known to be still to send."""
         return self._map.count()

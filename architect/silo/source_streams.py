@@ -62,6 +62,11 @@ class SourceStreams:
         return self._bytes_before + sum(sender.connection.bytes_sent for sender in self._all())
 
     @property
+    def bytes_acked(self) -> int:
+        """Of them, those that the peer's kernel has."""
+        return self._bytes_before + sum(sender.connection.bytes_acked for sender in self._all())
+
+    @property
     def pages_sent(self) -> tuple[int, int]:
         """Data pages and zero pages sent on the open data connections."""
         return sum(sender.sent.pages for sender in self.data), sum(sender.sent.zero_pages for sender in self.data)

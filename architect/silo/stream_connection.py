@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import struct
 from typing import TypeVar, cast
 
 from architect.errors import UnavailableError
@@ -19,6 +20,7 @@ HANDSHAKE_TIMEOUT_S = 5.0
 SEND_TIMEOUT_S = 10.0
 DEAD_PEER_TIMEOUT_MS = 8000
 _SMALL_BODY_BYTES = 16 << 10
+_TCP_INFO_BYTES_ACKED = struct.Struct("@120xQ")  # linux/tcp.h: struct tcp_info, since Linux 4.1
 
 MessageT = TypeVar("MessageT")
 
@@ -116,6 +118,15 @@ class StreamConnection:
             if (count := self._tls.recv_into(buffer[at:])) == 0:
                 raise ConnectionResetError("the peer ended it")
             at += count
+
+    @property
+    def bytes_acked(self) -> int:
+        """How many bytes the peer's kernel has: unlike `bytes_sent` not those that wait in buffers here. Any thread may ask."""
+        try:
+            info = self._tls.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES_ACKED.size)
+        except OSError:
+            return self.bytes_sent
+        return int(_TCP_INFO_BYTES_ACKED.unpack(info)[0])
 
     def take_socket(self) -> ssl.SSLSocket:
         """The TLS socket itself, for bytes that are no frames."""

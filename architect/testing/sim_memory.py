@@ -54,6 +54,7 @@ class SimMemory:
         self.valid = set(range(vm.page_count))
         self.outgoing: SimSession | None = None
         self.incoming: SimSession | None = None
+        self.is_stopping = False
         self._wanted: list[int] = []
 
     def check(self) -> None:
@@ -115,8 +116,9 @@ class SimMemory:
         begin_s = self.vm.world.loop.now_s
         left = sorted(session.unsent)
         count, session.unsent = len(left), set()
+        self.is_stopping = False
         try:
-            while left:
+            while left and not self.is_stopping:
                 batch, left = left[:BATCH_CELLS], left[BATCH_CELLS:]
                 session.unsent.update(batch)
                 await self._ship(session, batch)
@@ -124,6 +126,7 @@ class SimMemory:
             session.unsent.update(left)
         duration_s = self.vm.world.loop.now_s - begin_s
         pages = self.vm.cell_bytes // PAGE_BYTES
+        count -= len(left)
         return RoundStats(count * pages, count * self.vm.cell_bytes, max(duration_s, 1e-6), len(session.unsent) * pages)
 
     async def _ship(self, session: SimSession, pages: list[int]) -> None:
@@ -144,7 +147,8 @@ class SimMemory:
     def progress(self) -> MemoryProgress:
         """How far it is."""
         session = self._session()
-        return MemoryProgress(session.bytes_sent, len(session.unsent) * (self.vm.cell_bytes // PAGE_BYTES))
+        pages_left = len(session.unsent) * (self.vm.cell_bytes // PAGE_BYTES)
+        return MemoryProgress(session.bytes_sent, pages_left, link_bytes=session.bytes_sent)
 
     async def cut(self, postcopy: bool) -> MemoryCut:
         """Freeze what the guest has."""

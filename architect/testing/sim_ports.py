@@ -223,6 +223,14 @@ class SimSourceMemory(SimPart):
         """As the port says."""
         return await self.long_call("memory.round", lambda: self.memory().round(), stops=True)
 
+    async def stop_round(self) -> None:
+        """As the port says."""
+
+        def stop() -> None:
+            self.memory().is_stopping = True
+
+        await self.call("memory.stop-round", stop)
+
     async def progress(self) -> MemoryProgress:
         """As the port says."""
         return await self.call("memory.progress", lambda: self.memory().progress())

@@ -64,8 +64,28 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     end_s: float
 
 
+class MoveDecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the source saw at one moment of a move, and what it chose. `at_s` is from the move's start.
+
+    `dirty_bytes` and `disk_bytes` are what is left of memory and disk; `dirty_bytes_s` how fast memory was written in the last
+    round; `bandwidth_bytes_s` the link's likely rate and `bandwidth_low_bytes_s` its careful one; `remaining_s` until the deadline.
+    """
+
+    at_s: float
+    round: int
+    dirty_bytes: int
+    disk_bytes: int
+    dirty_bytes_s: int
+    bandwidth_bytes_s: int
+    bandwidth_low_bytes_s: int
+    remaining_s: float | None
+    choice: str
+    why: str
+
+
 class MigrationReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a handover stands, or ended. `mode` is what was done: precopy or postcopy; bytes are what crossed the wire."""
+    """How a handover stands, or ended. `mode` is what was done: precopy or postcopy; bytes are what crossed the wire. `decisions`
+    are those that changed its course, oldest first; `look` is what was seen last."""
 
     id: MigrationId
     vm: VmId
@@ -86,6 +106,8 @@ class MigrationReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     phases: tuple[Phase, ...] = ()
     verified: bool | None = None
     progress: float = 0.0
+    decisions: tuple[MoveDecision, ...] = ()
+    look: MoveDecision | None = None
 
 
 class VmObservation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -42,7 +42,7 @@ def test_a_notice_moves_all_vms_before_the_deadline_and_is_acknowledged_after(tm
             assert {one.view(name).host for name in names} <= {GCP, AZURE}
             assert all(one.view(name).state is VmState.RUNNING for name in names)
             asked = [request for request in one.world.requests if isinstance(request, MigrateVm)]
-            assert all(request.deadline_s is not None and 20 < request.deadline_s < 27.1 for request in asked)
+            assert all(request.deadline_s is not None and 20 < request.deadline_s < 28.6 for request in asked)
             assert host_state(one.control.fabric, one.control.fabric.book.hosts[AWS]) is HostState.LEAVING
             await asyncio.sleep(10)
             assert agent.acknowledged == ["n-1"]
@@ -168,5 +168,34 @@ def test_a_drain_without_room_elsewhere_says_so_and_goes_on_when_there_is(tmp_pa
                 _ = [item async for item in drain_host(one.control.fabric, AWS)]
             await one.host("gcp-1")
             await one.until(lambda: one.view("web").host == GCP)
+
+    simulate(test())
+
+
+def test_a_notice_in_the_middle_of_a_users_move_becomes_its_deadline_and_goes_with_it(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, AWS, GCP) as one:
+            one.world.hold[HandoverState.SWITCHOVER] = gate = asyncio.Event()
+            await one.run("web", host=AWS)
+            moving = asyncio.create_task(one.migrate("web", GCP))
+            await one.until(lambda: one.view("web").state is VmState.MIGRATING)
+
+            def deadlines() -> list[float | None]:
+                return [request.deadline_s for request in one.world.requests if isinstance(request, MigrateVm)]
+
+            await one.until(lambda: deadlines() == [None])
+            await give_notice(one, AWS, in_s=30)
+            await one.until(lambda: len(deadlines()) == 2)
+            await give_notice(one, AWS, in_s=10, identity="n-2")
+            await one.until(lambda: len(deadlines()) == 3)
+            one.world.agents[AWS].notice = None
+            await one.world.agents[AWS].report()
+            await one.until(lambda: len(deadlines()) == 4)
+            first, second, third, fourth = deadlines()
+            assert first is None and fourth is None
+            assert second is not None and third is not None and 20 < second < 30 and 5 < third < 10
+            assert len({request.migration for request in one.world.requests if isinstance(request, MigrateVm)}) == 1
+            gate.set()
+            assert (await moving).outcome == "done"
 
     simulate(test())

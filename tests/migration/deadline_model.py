@@ -1,0 +1,172 @@
+"""A move on a link and a guest that are known in advance, decided by `cut_plan`, and the oracle that knows them, too.
+
+Memory has a cold and a hot part; the guest writes pages of the hot one at random. The link's rate is a list of steps. Everything
+is sent as fluid. The oracle makes a post-copy at once, which sends every byte once: nothing ends earlier, so a deadline that it
+misses could not have been met.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+
+import msgspec
+
+from architect.migration import HandoverPlan, MemoryProgress, MirrorProgress, RoundStats
+from architect.migration.copy_watch import CopyWatch
+from architect.migration.cut_plan import CutDecision, CutVerdict, plan_cut
+from architect.migration.handover_plan import HandoverLimits
+from architect.migration.link_rate import LinkSample, link_rate
+from architect.model.sizes import MIB, PAGE_BYTES
+from tests.migration.handover_values import plan
+
+LIMITS = HandoverLimits()
+CUTOVER_S = 0.4
+TICKS_MAX = 4000
+
+
+class Case(msgspec.Struct, frozen=True):
+    """`link` steps are (seconds, bytes/s); the last one holds for ever. `disk_bytes` 0: no disk to move."""
+
+    memory_bytes: int
+    hot_bytes: int
+    written_bytes_s: float
+    disk_bytes: int
+    link: tuple[tuple[float, float], ...]
+    deadline_s: float
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """`end_s`: when all was at the target (infinite after a refusal); `low_at_choice`: the low rate at the look before the choice,
+    `high_at_choice`: the best one until then."""
+
+    end_s: float
+    decided_at_s: float
+    decision: CutDecision
+    low_at_choice: float
+    high_at_choice: float
+    looks: int
+
+
+def rate_at(case: Case, at_s: float) -> float:
+    """The link's rate at a moment."""
+    for length_s, rate in case.link:
+        if at_s < length_s:
+            return rate
+        at_s -= length_s
+    return case.link[-1][1]
+
+
+def end_of(case: Case, begin_s: float, size_bytes: float) -> float:
+    """When the link will have carried so much, from a moment on."""
+    at_s, left = begin_s, size_bytes
+    edges, total_s = [], 0.0
+    for length_s, _ in case.link:
+        total_s += length_s
+        edges.append(total_s)
+    for edge_s in edges:
+        if edge_s <= at_s:
+            continue
+        carried = (edge_s - at_s) * rate_at(case, at_s)
+        if carried >= left:
+            return at_s + left / rate_at(case, at_s)
+        left, at_s = left - carried, edge_s
+    return at_s + left / case.link[-1][1]
+
+
+def oracle_end_s(case: Case) -> float:
+    """When everything is at the target if a post-copy begins at once."""
+    return end_of(case, CUTOVER_S, case.memory_bytes + case.disk_bytes)
+
+
+def play(case: Case, limits: HandoverLimits = LIMITS) -> Outcome:
+    """The move as `cut_plan` decides it, looked at every poll interval; cut or refused in the end, or the model fails."""
+    move = _Move(case, msgspec.structs.replace(plan(deadline_at_s=case.deadline_s), limits=limits))
+    low = 0.0
+    for looks in range(1, TICKS_MAX):
+        move.go_on(limits.poll_interval_s)
+        decision = move.decide()
+        if decision.verdict is CutVerdict.REFUSE:
+            return Outcome(math.inf, move.now_s, decision, low, link_rate(move.watch.samples).high, looks)
+        if decision.verdict is CutVerdict.CUT:
+            rest = move.left_bytes + (case.disk_bytes if decision.disk_postcopy else 0)
+            return Outcome(
+                end_of(case, move.now_s + CUTOVER_S, rest), move.now_s, decision, low, link_rate(move.watch.samples).high, looks
+            )
+        low = link_rate(move.watch.samples).low
+    raise AssertionError(f"no end: {case}")
+
+
+class _Move:
+    """A copy under way: rounds over memory, the disk's mirror beside them, at equal shares of the link."""
+
+    def __init__(self, case: Case, handover: HandoverPlan) -> None:
+        self._case = case
+        self._plan = handover
+        self.watch = CopyWatch().mirror_begins(0.0) if case.disk_bytes else CopyWatch()
+        self.now_s = 0.0
+        self._cold = float(case.memory_bytes - case.hot_bytes)
+        self._hot = float(case.hot_bytes)
+        self._disk = float(case.disk_bytes)
+        self._rounds: tuple[RoundStats, ...] = ()
+        self._round_left = float(case.memory_bytes)
+        self._round_began_s = 0.0
+        self._round_bytes = 0.0
+        self._runs = True
+
+    @property
+    def left_bytes(self) -> float:
+        """What the target lacks of memory."""
+        return self._cold + self._hot
+
+    def go_on(self, step_s: float) -> None:
+        """Time passes: the link carries, the guest writes."""
+        carries = rate_at(self._case, self.now_s) * step_s
+        disk = min(self._disk, carries / 2 if self._runs else carries)
+        memory = min(carries - disk, self._round_left) if self._runs else 0.0
+        self._disk -= disk
+        if self.left_bytes:
+            cold = min(memory * self._cold / self.left_bytes, self._cold)
+            self._cold, self._hot = self._cold - cold, max(self._hot - (memory - cold), 0.0)
+        clean = self._case.hot_bytes - self._hot
+        if self._case.hot_bytes:
+            self._hot += clean * (1 - math.exp(-self._case.written_bytes_s * step_s / self._case.hot_bytes))
+        self._round_left -= memory
+        self._round_bytes += memory
+        self.now_s += step_s
+        if self._case.disk_bytes:
+            done = self._case.disk_bytes - self._disk
+            mirror = MirrorProgress(self._disk < 1, int(done), self._case.disk_bytes, int(done))
+            self.watch = self.watch.mirrored(mirror, self.now_s)
+        if self._runs and self._round_left > 0:
+            sample = LinkSample(int(memory + disk), step_s)
+            self.watch = self.watch.carried((sample,), RoundStats(0, sample.bytes, step_s, 1))
+
+    def decide(self) -> CutDecision:
+        """Look; begin a round or end one if it is time."""
+        pages = math.ceil(self.left_bytes / PAGE_BYTES)
+        if self._runs and self._round_left > 0:
+            facts = self.watch.facts(self._plan, self._rounds, self.now_s, MemoryProgress(0, pages))
+            decision = plan_cut(facts, self._plan.limits)
+            if decision.verdict is CutVerdict.ROUND:
+                return decision
+        if self._runs:
+            stats = RoundStats(0, int(self._round_bytes), self.now_s - self._round_began_s, pages)
+            self._rounds = (*self._rounds, stats)[-64:]
+            self.watch = self.watch.carried((), stats)
+        decision = plan_cut(self.watch.facts(self._plan, self._rounds, self.now_s), self._plan.limits)
+        self._runs = decision.verdict is CutVerdict.ROUND or self._disk > 0
+        self._round_left, self._round_bytes, self._round_began_s = self.left_bytes, 0.0, self.now_s
+        return decision
+
+
+def draw(rng: random.Random, *, steady: bool = False) -> Case:
+    """A case; deadlines around what the oracle needs, so that most are close."""
+    base = rng.choice([2, 10, 50, 125, 400, 1200]) * MIB * rng.uniform(0.5, 1.5)
+    memory = int(base * rng.choice([0.2, 2.0, 10.0, 60.0]) * rng.uniform(0.5, 1.5))
+    hot = int(memory * rng.choice([0.0, 0.01, 0.1, 0.5, 1.0]) * rng.random())
+    spread = 1.0 if steady else rng.choice([1.0, 1.2, 2.0, 4.0])
+    steps = tuple((rng.uniform(0.2, 10.0), base * rng.uniform(1 / spread, 1.0)) for _ in range(1 if spread == 1.0 else 40))
+    disk = rng.choice([0, 0, int(memory * rng.uniform(0.1, 2.0))])
+    case = Case(memory, hot, base * rng.choice([0.0, 0.1, 0.5, 0.9, 1.5, 5.0]), disk, steps, 0.0)
+    return msgspec.structs.replace(case, deadline_s=oracle_end_s(case) * rng.uniform(0.7, 4.0) + rng.uniform(0.0, 8.0))

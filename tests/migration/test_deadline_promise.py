@@ -1,0 +1,94 @@
+"""A deadline that could have been met is met: the policy against an oracle that knows the link's and the guest's future.
+
+"Could have been met" means: a post-copy begun at once, on the link as it turns out to be, has everything at the target before the
+deadline, with `SPARE_S` to spare (a few looks, and the cut itself). The promise holds unless the link, after the decision, falls
+below 1/`doubt` of the low rate that had been measured, or (where the move was refused) rises above `hope` times the best one.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from architect.migration.cut_plan import CutVerdict
+from tests.migration.deadline_model import LIMITS, Case, Outcome, draw, oracle_end_s, play, rate_at
+
+SPARE_S = 1.5
+CASES = 400
+
+
+def could_be_met(case: Case) -> bool:
+    """Whether the oracle meets the deadline."""
+    return oracle_end_s(case) + SPARE_S <= case.deadline_s
+
+
+def link_held(case: Case, outcome: Outcome) -> bool:
+    """Whether the link stayed within what the policy allows for, from the last look before the choice to the deadline."""
+    floor = outcome.low_at_choice / LIMITS.doubt
+    roof = outcome.high_at_choice * LIMITS.hope if outcome.decision.verdict is CutVerdict.REFUSE else math.inf
+    at_s = max(outcome.decided_at_s - LIMITS.poll_interval_s, 0.0)
+    while at_s < case.deadline_s:
+        if not floor <= rate_at(case, at_s) <= roof:
+            return False
+        at_s += 0.1
+    return True
+
+
+def missed(case: Case, outcome: Outcome) -> bool:
+    return outcome.end_s > case.deadline_s
+
+
+def test_on_a_link_that_holds_no_deadline_is_missed_that_could_have_been_met() -> None:
+    rng, told = random.Random("promise"), 0
+    for _ in range(CASES):
+        case = draw(rng)
+        outcome = play(case)
+        if could_be_met(case) and link_held(case, outcome):
+            told += 1
+            assert not missed(case, outcome), (case, outcome, oracle_end_s(case))
+    assert told > CASES // 2
+
+
+def test_a_move_is_refused_only_if_the_oracle_misses_the_deadline_too() -> None:
+    rng, refused = random.Random("refusal"), 0
+    for _ in range(CASES):
+        case = draw(rng, steady=True)
+        outcome = play(case)
+        if outcome.decision.verdict is CutVerdict.REFUSE:
+            refused += 1
+            assert not could_be_met(case), (case, outcome, oracle_end_s(case))
+    assert refused > 5
+
+
+def test_a_hopeless_move_is_refused_within_a_second() -> None:
+    case = Case(4 << 30, 0, 0.0, 0, ((1.0, 10e6),), 30.0)
+    outcome = play(case)
+    assert outcome.decision.verdict is CutVerdict.REFUSE and outcome.decided_at_s < 1.0
+    assert "cannot end before the host goes" in outcome.decision.why
+
+
+def test_with_time_enough_nothing_goes_postcopy_and_the_pause_fits_the_budget() -> None:
+    rng = random.Random("calm")
+    for _ in range(100):
+        memory = rng.randint(64, 4096) << 20
+        rate = rng.uniform(50e6, 1e9)
+        case = Case(memory, memory // 10, rate / 20, 0, ((1.0, rate),), 6 * memory / rate + 10)
+        outcome = play(case)
+        assert not outcome.decision.postcopy, (case, outcome)
+
+
+def test_memory_written_faster_than_the_link_does_not_loop_for_ever() -> None:
+    case = Case(1 << 30, 1 << 30, 500e6, 0, ((1.0, 100e6),), math.inf)
+    outcome = play(case)
+    assert outcome.decision.postcopy and outcome.looks < 200
+
+
+@pytest.mark.soak
+def test_the_promise_holds_over_twenty_thousand_cases() -> None:
+    rng = random.Random("soak")
+    for _ in range(20_000):
+        case = draw(rng)
+        outcome = play(case)
+        assert not (could_be_met(case) and link_held(case, outcome) and missed(case, outcome)), (case, outcome)

@@ -23,6 +23,8 @@ from architect.wire.framing import PROTOCOL_VERSION
 RETRY_S_MIN = 0.1
 RETRY_S_MAX = 2.0
 HELLO_TIMEOUT_S = 5.0
+BURST_S = 0.02
+REPORT_GAP_S = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -82,10 +84,12 @@ class ControlLink:
             while True:
                 self._changed.clear()
                 await channel.note(self._report())
+                told_at_s = asyncio.get_running_loop().time()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(welcome.report_interval_s):
                         await self._changed.wait()
-                await asyncio.sleep(0.02)  # changes come in bursts: one report for each burst
+                # Changes come in bursts, and many moves change something all the time; a report is the whole host.
+                await asyncio.sleep(max(BURST_S, told_at_s + REPORT_GAP_S - asyncio.get_running_loop().time()))
         finally:
             channel.close()
 

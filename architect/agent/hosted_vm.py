@@ -21,12 +21,15 @@ from architect.agent.vm_parts import VmParts, destroy_parts
 from architect.agent.vm_record import VmFolder, VmPhase, VmRecord
 from architect.drafter.machine_event import MachineEnded
 from architect.errors import ArchitectError, ConflictError, InternalError
+from architect.model.sizes import MIB, round_up
 from architect.model.vm_spec import VmSpec
 from architect.model.vm_state import VmState
 from architect.wire.agent_messages import MigrationReport, VmObservation
 
 _log = logging.getLogger(__name__)
 EXIT_GRACE_S = 5.0
+STAT_BLOCK_BYTES = 512
+HELD_STEP_BYTES = 8 * MIB
 
 
 class HostedVm:
@@ -85,8 +88,18 @@ class HostedVm:
             record.exit_code,
             self.progress,
             pid,
-            moving or record.last_move,
+            _slim(moving) or record.last_move,
+            self._held_bytes(),
         )
+
+    def _held_bytes(self) -> int:
+        """What exists of memory and disk, so roughly that reports do not differ by every page."""
+        if self.parts is None or self.record.phase is not VmPhase.RUNNING:
+            return 0
+        held = self.parts.memory.resident_bytes()
+        with contextlib.suppress(OSError):
+            held += self.folder.overlay.stat().st_blocks * STAT_BLOCK_BYTES
+        return round_up(held, HELD_STEP_BYTES)
 
     def keep_memory(self, group: asyncio.TaskGroup, parts: VmParts) -> None:
         """Replace the VM's memory process from now on when it ends: QEMU may need it before it answers that the guest runs."""
@@ -194,3 +207,10 @@ class HostedVm:
             state = self.record.end_state or self.record.phase
             raise ConflictError(f"vm {self.record.request.name}", f"is {state}", "see `architect ps`")
         return self.guest
+
+
+def _slim(report: MigrationReport | None) -> MigrationReport | None:
+    """A move under way without its details: who asked for the move is told them, and a host's report is sent often."""
+    if report is None or report.state.is_terminal:
+        return report
+    return msgspec.structs.replace(report, phases=(), decisions=())

@@ -1,7 +1,7 @@
 """Evacuating hosts: the facts for `policy.evacuation`, its plan made into moves, and the `drain` use case.
 
 Looked at again after every change: a VM that found no target gets one as soon as a host appears or has room. A host that refused a
-VM, or to which a move just failed, is not asked again for `REFUSED_S`, so that the next best one is.
+VM, or to which a move just failed, is not asked again for `REFUSED_S` if another one can be, and for `REFUSED_S_MIN` in any case.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import AsyncGenerator
 import msgspec
 
 from architect.control.book import Change
-from architect.control.fabric import Fabric
+from architect.control.fabric import Fabric, Refusal
 from architect.control.followers import Progress
+from architect.control.handover_track import BEFORE_COMMIT
 from architect.control.move_vm import plan_move
 from architect.control.notices import leave_by_s
 from architect.control.records import Desired, EventKind, HostRecord, MigrationRecord, MoveCause, VmRecord
@@ -22,16 +23,18 @@ from architect.errors import CapacityError, UnavailableError
 from architect.model.handover_state import HandoverState
 from architect.model.ids import HostName, VmId
 from architect.model.vm_state import VmState
-from architect.policy.evacuation import EmptyingHost, Leaver, Move, Stuck, plan_evacuation
+from architect.policy.evacuation import EmptyingHost, Leaver, Move, Stuck, UnderWay, plan_evacuation
 
 REFUSED_S = 10.0
+REFUSED_S_MIN = 2.0
 DRAIN_STUCK_S = 3.0
 
 
 async def evacuate(fabric: Fabric) -> None:
     """Start what moves can be started now for hosts that empty, and write down why others cannot."""
     emptying = [host for record in fabric.book.hosts.values() if (host := _emptying(fabric, record)) is not None]
-    plan = plan_evacuation(emptying, rooms(fabric)) if emptying else ()
+    cpus = {name: record.facts.cpus for name, record in fabric.book.hosts.items()}
+    plan = plan_evacuation(emptying, rooms(fabric), fabric.clock.wall_s(), cpus) if emptying else ()
     stuck = {step.vm: step for step in plan if isinstance(step, Stuck)}
     for vm in set(fabric.stuck) - set(stuck):
         if not _is_cut_off(fabric, vm):
@@ -61,13 +64,37 @@ def _write_step(fabric: Fabric, change: Change, step: Move | Stuck) -> None:
 def _emptying(fabric: Fabric, record: HostRecord) -> EmptyingHost | None:
     if (record.notice is None and not record.draining) or not fabric.fleet.is_here(record.name):
         return None
+    held = fabric.fleet.held_bytes(record.name)
     leavers = tuple(
-        Leaver(vm.id, vm.request.memory_bytes, _refusals(fabric, vm.id))
-        for vm in fabric.book.vms.values()
-        if _must_leave(fabric, vm, record.name)
+        _leaver(fabric, vm, held.get(vm.id, 0)) for vm in fabric.book.vms.values() if _must_leave(fabric, vm, record.name)
     )
-    under_way = sum(move.source == record.name for move in fabric.book.open_moves())
-    return EmptyingHost(record.name, leavers, under_way, leave_by_s(record.notice, fabric.clock.wall_s()))
+    moves = [move for move in fabric.book.open_moves() if move.source == record.name]
+    under_way = tuple(UnderWay(move.target, rest_bytes(move, held.get(move.vm, 0))) for move in moves)
+    uplink = fabric.uplinks[record.name] = max(fabric.uplinks.get(record.name, 0.0), seen_rate(moves))
+    due_s = leave_by_s(record.notice, fabric.clock.wall_s())
+    return EmptyingHost(record.name, leavers, under_way, due_s, record.facts.cpus, uplink)
+
+
+def _leaver(fabric: Fabric, vm: VmRecord, held_bytes: int) -> Leaver:
+    now_s = fabric.clock.monotonic_s()
+    refusals = {host: found for host, found in fabric.refused.get(vm.id, {}).items() if found.until_s > now_s}
+    refused = {host: found.reason for host, found in refusals.items() if found.since_s + REFUSED_S_MIN > now_s}
+    avoided = {host: found.reason for host, found in refusals.items() if host not in refused}
+    return Leaver(vm.id, vm.request.memory_bytes, held_bytes, refused, avoided, len(refusals))
+
+
+def seen_rate(moves: list[MigrationRecord]) -> float:
+    """Bytes per second that these moves send together, as far as they have said."""
+    looks = [move.report.look for move in moves if move.report is not None and move.state is HandoverState.PRECOPY]
+    return float(sum(look.bandwidth_bytes_s for look in looks if look is not None))
+
+
+def rest_bytes(move: MigrationRecord, held_bytes: int) -> int:
+    """What a move under way has still to send, as far as it has said."""
+    report = move.report
+    if report is None or (look := report.look) is None:
+        return held_bytes
+    return look.dirty_bytes + look.disk_bytes if move.state in BEFORE_COMMIT else 0
 
 
 def _must_leave(fabric: Fabric, vm: VmRecord, host: HostName) -> bool:
@@ -82,17 +109,12 @@ def _is_cut_off(fabric: Fabric, vm: VmId) -> bool:
     return record is not None and not fabric.fleet.is_here(record.host) and _must_leave(fabric, record, record.host)
 
 
-def _refusals(fabric: Fabric, vm: VmId) -> dict[HostName, str]:
-    now_s = fabric.clock.monotonic_s()
-    refused = fabric.refused.get(vm, {})
-    return {host: reason for host, (reason, until_s) in refused.items() if until_s > now_s}
-
-
 def note_refusal(fabric: Fabric, move: MigrationRecord) -> None:
     """A move of an evacuation failed: ask other hosts first for a while."""
     if move.state is HandoverState.FAILED and move.cause is not MoveCause.USER:
-        until_s = fabric.clock.monotonic_s() + REFUSED_S
-        fabric.refused.setdefault(move.vm, {})[move.target] = (f"did not take it ({move.reason})", until_s)
+        now_s = fabric.clock.monotonic_s()
+        refusal = Refusal(f"did not take it ({move.reason})", now_s, now_s + REFUSED_S)
+        fabric.refused.setdefault(move.vm, {})[move.target] = refusal
 
 
 async def set_draining(fabric: Fabric, name: str, *, draining: bool) -> HostRecord:
@@ -120,16 +142,16 @@ async def drain_host(fabric: Fabric, name: str) -> AsyncGenerator[Progress | Dra
     """
     record = await set_draining(fabric, name, draining=True)
     there = {vm.id: vm.request.name for vm in _living(fabric, record.name)}
-    told = -1
+    told = ""
     stuck_since_s: float | None = None
     seen = fabric.bell.count
     while left := _living(fabric, record.name):
         there |= {vm.id: vm.request.name for vm in left}
-        if len(left) != told:
-            told = len(left)
-            yield Progress(f"{told} vm{'s' if told != 1 else ''} left on {name}")
+        if (line := _drain_line(fabric, record.name, left)) != told:
+            told = line
+            yield Progress(line, 1 - len(left) / len(there))
         if not fabric.fleet.is_here(record.name):
-            raise UnavailableError(f"host {name}", f"is not connected, {told} left on it", "they move when it is back")
+            raise UnavailableError(f"host {name}", f"is not connected, {len(left)} left on it", "they move when it is back")
         stuck = [vm for vm in left if vm.id in fabric.stuck]
         now_s = fabric.clock.monotonic_s()
         stuck_since_s = (stuck_since_s or now_s) if len(stuck) == len(left) else None
@@ -141,6 +163,15 @@ async def drain_host(fabric: Fabric, name: str) -> AsyncGenerator[Progress | Dra
         seen = await fabric.bell.wait_rung(seen, 1.0)
     moved = tuple(sorted(label for vm, label in there.items() if vm in fabric.book.vms))
     yield DrainView(name, moved, ())
+
+
+def _drain_line(fabric: Fabric, host: HostName, left: list[VmRecord]) -> str:
+    """How many VMs are left, how many of them move and how many cannot."""
+    moving = sum(move.source == host and move.state in BEFORE_COMMIT for move in fabric.book.open_moves())
+    stuck = sum(vm.id in fabric.stuck for vm in left)
+    parts = [f"{len(left)} vm{'s' if len(left) != 1 else ''} left on {host}"]
+    parts += [f"{count} {word}" for count, word in ((moving, "moving"), (stuck, "stuck")) if count]
+    return ", ".join(parts)
 
 
 def _living(fabric: Fabric, host: HostName) -> list[VmRecord]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from architect.control.bell import Bell
 from architect.control.book import Book
@@ -15,12 +16,20 @@ from architect.model.ids import HostName, VmId
 from architect.runtime.clock import Clock, Entropy
 
 
+class Refusal(NamedTuple):
+    """A host did not take a VM: why, since when, and until when others are asked first (monotonic times)."""
+
+    reason: str
+    since_s: float
+    until_s: float
+
+
 @dataclass(frozen=True)
 class Fabric:
     """The parts of one control plane.
 
-    `stuck`: why a VM that should leave its host cannot, as users see it; `refused`: hosts that did not take a VM a moment ago,
-    with the time (monotonic) until which they are not asked again.
+    `stuck`: why a VM that should leave its host cannot, as users see it; `refused`: hosts that did not take a VM a moment ago.
+    `uplinks`: the most bytes per second that the moves from a host were seen to send together.
     """
 
     config: ControlConfig
@@ -33,4 +42,5 @@ class Fabric:
     clock: Clock
     entropy: Entropy
     stuck: dict[VmId, str] = field(default_factory=dict)
-    refused: dict[VmId, dict[HostName, tuple[str, float]]] = field(default_factory=dict)
+    refused: dict[VmId, dict[HostName, Refusal]] = field(default_factory=dict)
+    uplinks: dict[HostName, float] = field(default_factory=dict)

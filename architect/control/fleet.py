@@ -154,6 +154,11 @@ class Fleet:
         sighting = self._reports.get(host)
         return sighting.report.memory_free_bytes if sighting is not None else 0
 
+    def held_bytes(self, host: HostName) -> dict[VmId, int]:
+        """What exists of each VM's memory and disk, as the host reported last."""
+        report = self.report(host)
+        return {vm.id: vm.held_bytes for vm in report.vms} if report is not None else {}
+
     def reports(self) -> Mapping[HostName, HostReport]:
         """The reports of all hosts that are connected."""
         return {host: sighting.report for host, sighting in self._reports.items() if sighting.is_here}

@@ -134,6 +134,14 @@ class MemoryProcess:
         except OSError as error:
             raise MemoryStartError(f"memory process {self.pid}", "is gone", "start it again") from error
 
+    def resident_bytes(self) -> int:
+        """How much of the RAM file exists; 0 if the process is gone."""
+        assert self._status is not None
+        try:
+            return os.stat(f"/proc/{self.pid}/fd/{self._status.memory_fd}").st_blocks * 512
+        except OSError:
+            return 0
+
     async def attach(self, qemu_pid: int, role: MemoryRole) -> None:
         """Watch QEMU's memory: FRESH for a VM that starts here, INCOMING for one that moves here. Before the guest runs."""
         await self._ask(m.Attach(qemu_pid, role), SHORT_TIMEOUT_S)

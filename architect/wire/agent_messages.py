@@ -111,7 +111,8 @@ class MigrationReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class VmObservation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A VM as its host sees it. `progress` is a line for people while it is being created."""
+    """A VM as its host sees it. `progress` is a line for people while it is being created. `held_bytes` is what exists of its
+    memory and disk, and so what a move has to send; 0 if that is not known."""
 
     id: VmId
     state: VmState
@@ -122,6 +123,7 @@ class VmObservation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     progress: str = ""
     pid: int = 0
     migration: MigrationReport | None = None
+    held_bytes: int = 0
 
 
 class HostReport(_Message, frozen=True):

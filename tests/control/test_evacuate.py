@@ -129,17 +129,17 @@ def test_a_restart_in_the_middle_of_an_evacuation_finishes_it(tmp_path: Path) ->
     async def test() -> None:
         async with rig(tmp_path, AWS, GCP) as one:
             one.world.hold[HandoverState.SWITCHOVER] = gate = asyncio.Event()
-            for number in range(6):
+            for number in range(10):
                 await one.run(f"vm-{number}", host=AWS, memory_bytes=64 * MIB)
             await give_notice(one, AWS, 120)
-            await one.until(lambda: len(one.world.moves) == 4)
+            await one.until(lambda: len(one.world.moves) == 8)
             await one.restart()
             await asyncio.sleep(3)
-            assert len(one.world.moves) == 4
+            assert len(one.world.moves) == 8
             gate.set()
             await one.until(lambda: one.world.agents[AWS].acknowledged == ["n-1"])
-            assert len(one.world.moves) == 6
-            assert len(one.world.agents[GCP].vms) == 6
+            assert len(one.world.moves) == 10
+            assert len(one.world.agents[GCP].vms) == 10
 
     simulate(test())
 
@@ -197,5 +197,78 @@ def test_a_notice_in_the_middle_of_a_users_move_becomes_its_deadline_and_goes_wi
             assert len({request.migration for request in one.world.requests if isinstance(request, MigrateVm)}) == 1
             gate.set()
             assert (await moving).outcome == "done"
+
+    simulate(test())
+
+
+def test_a_failed_move_stops_no_other_and_is_tried_elsewhere_within_the_notice(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, AWS, GCP) as one:
+            await one.host("gcp-2", 4096)
+            for number in range(6):
+                await one.run(f"vm-{number}", host=AWS, memory_bytes=64 * MIB)
+            one.world.refuse_move[HostName("gcp-2")] = IncompatibleError("host gcp-2", "has another TSC", "choose another")
+            await give_notice(one, AWS, in_s=30)
+            await one.until(lambda: one.world.agents[AWS].acknowledged == ["n-1"], limit_s=25)
+            assert len(one.world.agents[GCP].vms) == 6
+            assert one.kinds().count("migration-failed") == 6
+
+    simulate(test())
+
+
+def test_the_only_target_is_asked_again_soon_after_a_failure(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, AWS, GCP) as one:
+            await one.run("web", host=AWS)
+            one.world.refuse_move[GCP] = IncompatibleError("host gcp-1", "is being patched", "wait")
+            await give_notice(one, AWS, in_s=30)
+            await one.until(lambda: "migration-failed" in one.kinds())
+            del one.world.refuse_move[GCP]
+            await one.until(lambda: one.view("web").host == GCP, limit_s=5)
+
+    simulate(test())
+
+
+def test_two_hosts_preempted_at_once_share_what_room_there_is(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, AWS, GCP, AZURE) as one:
+            for host in (AWS, GCP):
+                for number in range(4):
+                    await one.run(f"{host}-{number}", host=host, memory_bytes=256 * MIB)
+            for host in (AWS, GCP):
+                await give_notice(one, host, in_s=60, identity=f"n-{host}")
+            await one.until(lambda: len(one.world.agents[AZURE].vms) == 8)
+            await one.until(lambda: all(one.world.agents[host].acknowledged for host in (AWS, GCP)))
+
+    simulate(test())
+
+
+def test_a_target_preempted_while_vms_arrive_is_left_again(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, AWS, GCP, memory_mib=1024) as one:
+            for number in range(4):
+                await one.run(f"vm-{number}", host=AWS, memory_bytes=128 * MIB)
+            one.world.hold[HandoverState.SWITCHOVER] = gate = asyncio.Event()
+            await give_notice(one, AWS, in_s=60)
+            await one.until(lambda: len(one.world.moves) == 4)
+            await give_notice(one, GCP, in_s=90, identity="n-2")
+            await one.host("azure-1")
+            gate.set()
+            await one.until(lambda: len(one.world.agents[AZURE].vms) == 4)
+            await one.until(lambda: bool(one.world.agents[AWS].acknowledged and one.world.agents[GCP].acknowledged))
+            assert all(one.view(f"vm-{number}").state is VmState.RUNNING for number in range(4))
+
+    simulate(test())
+
+
+def test_a_drain_of_twenty_says_how_it_goes(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, AWS, GCP, AZURE, memory_mib=4096) as one:
+            for number in range(20):
+                await one.run(f"vm-{number:02}", host=AWS, memory_bytes=128 * MIB)
+            items = [item async for item in drain_host(one.control.fabric, AWS)]
+            lines = [item.progress for item in items[:-1]]  # type: ignore[union-attr]
+            assert len(items[-1].moved) == 20 and not items[-1].left  # type: ignore[union-attr]
+            assert lines[0].startswith("20 vms left on aws-1") and any("moving" in line for line in lines)
 
     simulate(test())

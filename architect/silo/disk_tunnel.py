@@ -18,6 +18,7 @@ import msgspec
 
 from architect.errors import ArchitectError, HostError
 from architect.silo.memory_messages import TunnelBytes
+from architect.silo.rate_limit import RateLimit
 from architect.silo.stream_connection import StreamConnection
 from architect.silo.stream_messages import TunnelHello, TunnelTaken
 from architect.silo.tunnel_link import TunnelLink
@@ -47,13 +48,15 @@ class DiskTunnel:
 
     :param path: listens: the unix socket to make; otherwise the one to connect to.
     :param dial: opens one half of a link; None at the target, which takes what comes (`take`).
+    :param limit: what goes to the peer waits for it.
     """
 
-    def __init__(self, name: str, path: str, dial: Dial | None, *, listens: bool) -> None:
+    def __init__(self, name: str, path: str, dial: Dial | None, limit: RateLimit, *, listens: bool) -> None:
         self.name = name
         self.path = path
         self.listens = listens
         self._dial = dial
+        self._limit = limit
         self._lock = threading.Lock()
         self._links: set[TunnelLink] = set()
         self._parked: queue.Queue[Halves] = queue.Queue(LINKS_MAX)
@@ -188,7 +191,7 @@ class DiskTunnel:
     def _run(self, local: socket.socket, halves: Halves) -> None:
         assert halves.up is not None and halves.down is not None
         outward, inward = (halves.up, halves.down) if self._dial is not None else (halves.down, halves.up)
-        link = TunnelLink(local, outward, inward, self._count)
+        link = TunnelLink(local, outward, inward, self._limit.wait, self._count)
         with self._lock:
             self._links.add(link)
         if self._closed:

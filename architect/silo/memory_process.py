@@ -30,7 +30,7 @@ from architect.silo.stream_connection import StreamConnection
 from architect.silo.stream_messages import Hello
 from architect.silo.target_session import TargetSession
 from architect.silo.tracker import MemoryRole, Tracker
-from architect.silo.tunnels import Tunnels
+from architect.silo.tunnels import Tunnels, TunnelSource
 from architect.wire.framing import PROTOCOL_VERSION
 
 STOP_TIMEOUT_S = 20.0
@@ -241,7 +241,7 @@ class MemoryService:
     def _open_tunnel(self, message: m.TunnelListen | m.TunnelConnect) -> None:
         source = None
         if self._source is not None:
-            source = (self._source.options, client_context(self._tls_folder))
+            source = TunnelSource(self._source.options, client_context(self._tls_folder), self._source.limit)
         elif self._target is None:
             raise MemoryStateError(f"tunnel {message.name}", "no move goes on", "open the move's source or target first")
         self._tunnels.open(message.name, message.path, listens=isinstance(message, m.TunnelListen), source=source)

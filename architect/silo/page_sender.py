@@ -34,14 +34,17 @@ class PageSender:
     """Sends on one connection; by one thread at a time.
 
     :param tree: learns the hash of every page that is sent.
+    :param is_demanded: a guest waits for what is sent: the limit counts it, and lets it pass.
     """
 
-    def __init__(self, connection: StreamConnection, ram: RamFile, tree: HashTree, limit: RateLimit) -> None:
+    def __init__(
+        self, connection: StreamConnection, ram: RamFile, tree: HashTree, limit: RateLimit, *, is_demanded: bool = False
+    ) -> None:
         self.connection = connection
         self.sent = Sent()
         self._ram = ram
         self._tree = tree
-        self._limit = limit
+        self._pace = limit.count if is_demanded else limit.wait
         self._buffer = np.empty((FRAME_PAGES_MAX, PAGE_BYTES), np.uint8)
         self._packed = np.empty((FRAME_PAGES_MAX, PAGE_BYTES), np.uint8)
         self._barriers = 0
@@ -63,7 +66,7 @@ class PageSender:
         self._tree.set_zero(zeros)
         self.sent.zero_pages += len(zeros)
         self._unacknowledged = True
-        self.connection.send(Zeros(encode_runs(zeros)))
+        self._send_zeros(encode_runs(zeros))
         if len(data):
             packed = np.compress(is_data, buffer, axis=0, out=self._packed[: len(data)])
             self._send_data(data, packed.reshape(-1).data)
@@ -71,7 +74,7 @@ class PageSender:
     def _send_data(self, pages: Pages, body: memoryview) -> None:
         hashes = hash_pages(body)
         self._tree.set_leaves(pages, hashes)
-        self._limit.wait(len(body))
+        self._pace(len(body))
         self._unacknowledged = True
         self.connection.send(PagesMessage(encode_runs(pages), digest_of(hashes)), body)
         self.sent.pages += len(pages)
@@ -82,7 +85,11 @@ class PageSender:
         self.sent.zero_pages += len(pages)
         self._unacknowledged = True
         for part in encode_parts(pages):
-            self.connection.send(Zeros(part))
+            self._send_zeros(part)
+
+    def _send_zeros(self, runs: bytes) -> None:
+        self._pace(len(runs))
+        self.connection.send(Zeros(runs))
 
     def mark_unacknowledged(self) -> None:
         """Something was sent beside this sender that the next barrier has to cover."""

@@ -26,6 +26,7 @@ from architect.silo.page_runs import Pages, encode_parts
 from architect.silo.page_sender import PageSender
 from architect.silo.postcopy_source import PostcopySource
 from architect.silo.ram_file import RamFile
+from architect.silo.rate_limit import RateLimit
 from architect.silo.source_streams import SourceStreams
 from architect.silo.stream_messages import FRAME_PAGES_MAX, Hurry, Missing
 from architect.silo.urgent_thread import urgent
@@ -65,6 +66,11 @@ class SourceSession:
         if resume:
             self._is_cut = True
             self._postcopy.resume_without_hashes()
+
+    @property
+    def limit(self) -> RateLimit:
+        """What all that this move sends has to keep to, its disk included."""
+        return self._streams.limit
 
     @property
     def bytes_sent(self) -> int:

@@ -12,7 +12,7 @@ from architect.silo.merkle import HashTree
 from architect.silo.page_sender import PageSender
 from architect.silo.ram_file import RamFile
 from architect.silo.rate_limit import RateLimit
-from architect.silo.stream_connection import StreamConnection, dial
+from architect.silo.stream_connection import StreamConnection, StreamLostError, dial
 from architect.silo.stream_messages import Hello
 from architect.wire.framing import PROTOCOL_VERSION
 
@@ -30,24 +30,29 @@ class SourceStreams:
         self._ram = ram
         self._tree = tree
         self._tls = tls
-        self._limit = RateLimit(options.bandwidth_bytes_s)
+        self.limit = RateLimit(options.bandwidth_bytes_s)
         self._pool = ThreadPoolExecutor(options.streams, "memory-data")
         self._bytes_before = 0
         self.demand: PageSender | None = None
         self.data: list[PageSender] = []
 
     def open(self, *, resume: bool = False) -> None:
-        """Connect all of them; none is left if one cannot be had.
+        """Connect all of them, at once; none is left if one cannot be had.
 
         Raises:
             StreamLostError, StreamRefusedError: the target cannot be reached, or refuses.
         """
         try:
-            self.demand = PageSender(self._dial("demand", 0, resume), self._ram, self._tree, RateLimit(0))
-            for index in range(self._options.streams):
-                connection = self._dial("data", index, resume)
-                self.data.append(PageSender(connection, self._ram, self._tree, self._limit))
+            dialled = [self._pool.submit(self._dial, "data", index, resume) for index in range(self._options.streams)]
+        except RuntimeError as error:  # the pool is shut down
+            raise StreamLostError("move", "it was ended", "nothing, if that was meant") from error
+        try:
+            self.demand = PageSender(self._dial("demand", 0, resume), self._ram, self._tree, self.limit, is_demanded=True)
+            self.data = [PageSender(future.result(), self._ram, self._tree, self.limit) for future in dialled]
         except BaseException:
+            for future in dialled:
+                if not future.cancel() and future.exception() is None:
+                    future.result().close()
             self.close()
             raise
 

@@ -22,15 +22,18 @@ class TunnelLink:
 
     :param local: the connection to the local program.
     :param outward, inward: the connections that carry its output to the peer, and the peer's to it.
+    :param pace: called with a number of bytes before they are sent; returns when they may be.
     :param count: called with (sent, received) bytes as they pass.
     """
 
     def __init__(
-        self, local: socket.socket, outward: StreamConnection, inward: StreamConnection, count: Callable[[int, int], None]
-    ) -> None:
+        self, local: socket.socket, outward: StreamConnection, inward: StreamConnection, pace: Callable[[int], None],
+        count: Callable[[int, int], None],
+    ) -> None:  # fmt: skip
         self._local = local
         self._outward = outward
         self._inward = inward
+        self._pace = pace
         self._count = count
 
     def run(self) -> None:
@@ -60,6 +63,7 @@ class TunnelLink:
         tls, buffer = self._outward.take_socket(), memoryview(bytearray(BUFFER_BYTES))
         tls.settimeout(None)
         while length := self._local.recv_into(buffer):
+            self._pace(length)
             tls.sendall(buffer[:length])
             self._count(length, 0)
         tls.settimeout(CLOSE_TIMEOUT_S)

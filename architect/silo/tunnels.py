@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import ssl
 import threading
+from typing import NamedTuple
 
 from architect.silo.disk_tunnel import Dial, DiskTunnel
 from architect.silo.memory_errors import MemoryStateError
 from architect.silo.memory_messages import SourceOptions, TunnelBytes
+from architect.silo.rate_limit import RateLimit
 from architect.silo.stream_connection import HANDSHAKE_TIMEOUT_S, StreamConnection, StreamRefusedError, dial, welcome
 from architect.silo.stream_messages import Hello, Refused, TunnelHello, Welcome
 from architect.wire.framing import PROTOCOL_VERSION
 
 TUNNELS_MAX = 16
+
+
+class TunnelSource(NamedTuple):
+    """What the source of a move dials with, and the limit that its tunnels share with its pages."""
+
+    options: SourceOptions
+    tls: ssl.SSLContext
+    limit: RateLimit
 
 
 class Tunnels:
@@ -22,7 +32,7 @@ class Tunnels:
         self._tunnels: dict[str, DiskTunnel] = {}
         self._lock = threading.Lock()
 
-    def open(self, name: str, path: str, *, listens: bool, source: tuple[SourceOptions, ssl.SSLContext] | None) -> None:
+    def open(self, name: str, path: str, *, listens: bool, source: TunnelSource | None) -> None:
         """Open one end. `source` is where to dial, at the source of a move. Idempotent for the same words.
 
         Raises:
@@ -34,7 +44,8 @@ class Tunnels:
                 return
             if old is not None or len(self._tunnels) >= TUNNELS_MAX:
                 raise MemoryStateError(f"tunnel {name}", "there is one, or too many", "close it first")
-            self._tunnels[name] = DiskTunnel(name, path, _dialler(*source) if source else None, listens=listens)
+            dial_half, limit = (_dialler(source), source.limit) if source else (None, RateLimit(0))
+            self._tunnels[name] = DiskTunnel(name, path, dial_half, limit, listens=listens)
 
     def take(self, connection: StreamConnection) -> None:
         """At the target: a connection for a tunnel has come.
@@ -76,10 +87,12 @@ class Tunnels:
             self.close(name)
 
 
-def _dialler(options: SourceOptions, tls: ssl.SSLContext) -> Dial:
+def _dialler(source: TunnelSource) -> Dial:
+    options = source.options
+
     def dial_half(hello: TunnelHello) -> StreamConnection:
         first = Hello(PROTOCOL_VERSION, options.session, "tunnel")
-        connection = dial((options.address, options.port), tls, options.server_name, first)
+        connection = dial((options.address, options.port), source.tls, options.server_name, first)
         try:
             connection.send(hello)
             welcome(connection, HANDSHAKE_TIMEOUT_S)

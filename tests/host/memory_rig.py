@@ -130,9 +130,11 @@ class Rig:
     def options(self, name: str, *, tls: str = "") -> MemoryOptions:
         return MemoryOptions(self.folder / name, self.folder / f"tls-{tls or name}", self.ram_bytes, 0.0)
 
-    def source_options(self, port: int, session: str, streams: int = 2, reconnect_s: float = 20.0) -> SourceOptions:
+    def source_options(
+        self, port: int, session: str, streams: int = 2, reconnect_s: float = 20.0, bandwidth_bytes_s: int = 0
+    ) -> SourceOptions:
         """Where to send to: a target with the certificate of beta."""
-        return SourceOptions(session, ADDRESS, port, san_name("agent:beta"), streams, reconnect_s=reconnect_s)
+        return SourceOptions(session, ADDRESS, port, san_name("agent:beta"), streams, bandwidth_bytes_s, reconnect_s)
 
     async def host(self, name: str, role: MemoryRole, *, tls: str = "") -> Host:
         """Start a memory process and a guest on it."""

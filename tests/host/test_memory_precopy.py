@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
-from tests.host.memory_rig import cut_over, pair, rig
+from architect.silo.rate_limit import BURST_S
+from architect.silo.tracker import MemoryRole
+from tests.host.memory_rig import ADDRESS, cut_over, pair, rig
 
 pytestmark = pytest.mark.host
 
@@ -49,6 +52,43 @@ def test_zeros_of_a_moved_guest_are_filled_extent_by_extent_and_cost_the_move_no
             target.guest.check()
             assert (await target.memory.status()).zero_faults.count <= made.ram_bytes // 65536 + 100
             assert await target.memory.full_hash() == cut.root
+
+    with rig() as made:
+        asyncio.run(move())
+
+
+def test_pages_of_all_streams_and_the_disk_together_keep_to_the_bandwidth() -> None:
+    rate = 3 << 20
+    data = bytes(2 << 20)
+
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async def move() -> None:
+        source = await made.host("alpha", MemoryRole.FRESH)
+        source.guest.fill(10)
+        target = await made.host("beta", MemoryRole.INCOMING)
+        endpoint = await target.memory.open_target("secret", ADDRESS)
+        await source.memory.open_source(made.source_options(endpoint.port, "secret", 3, bandwidth_bytes_s=rate))
+        server = await asyncio.start_unix_server(swallow, made.folder / "server.sock", limit=1 << 22)
+        await target.memory.tunnel_connect("disk", str(made.folder / "server.sock"))
+        await source.memory.tunnel_listen("disk", str(made.folder / "client.sock"))
+
+        async def write_disk() -> None:
+            reader, writer = await asyncio.open_unix_connection(made.folder / "client.sock")
+            writer.write(data)
+            writer.write_eof()
+            assert await reader.read() == b""
+            writer.close()
+
+        start_s = time.monotonic()
+        bulk, _ = await asyncio.gather(source.memory.bulk(), write_disk())
+        # No sooner than the rate allows; how much later is the machine's business.
+        assert time.monotonic() - start_s >= (bulk.pages * 4096 + len(data)) / rate - BURST_S
+        server.close()
+        await source.memory.close()
+        await target.memory.close()
 
     with rig() as made:
         asyncio.run(move())

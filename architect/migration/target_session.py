@@ -87,6 +87,11 @@ class TargetSession:
         """How long nothing was heard from the source."""
         return self._setting.clock.monotonic_s() - self._heard_at_s
 
+    @property
+    def held_bytes(self) -> int:
+        """How much of the VM's state waits here to be taken in: nothing once the session has ended, which may be kept for long."""
+        return len(self._device_state) + len(self._log_tail)
+
     def heard(self) -> None:
         """The source has asked something."""
         self._heard_at_s = self._setting.clock.monotonic_s()
@@ -331,6 +336,7 @@ class TargetSession:
                 agent.lost(self.request.spec.id, state.reason)
             case _:
                 agent.abandoned(self.request.spec.id, self.request.source.name, state.reason)
+        self._device_state = self._log_tail = b""
         self._claimed.set()
         self._ended.set()
 

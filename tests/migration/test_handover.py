@@ -91,6 +91,18 @@ def test_a_second_move_of_a_vm_that_moves_is_a_conflict() -> None:
     play(test)
 
 
+def test_a_handover_that_has_ended_is_still_known_at_the_target_and_holds_nothing_of_the_vms_state() -> None:
+    async def test(fabric: Fabric) -> None:
+        request = fabric.request()
+        report = await fabric.ask(request)
+        assert report.state is HandoverState.DONE
+        session = fabric.target().session(request.migration)
+        await session.wait_ended()
+        assert session.held_bytes == 0
+
+    play(test)
+
+
 def test_asking_again_by_the_same_id_joins_the_move_and_later_reports_its_end() -> None:
     async def test(fabric: Fabric) -> None:
         first = asyncio.create_task(fabric.ask(fabric.request(1)))

@@ -7,7 +7,7 @@ packages=(
   skopeo umoci e2fsprogs cpio zstd xz-utils  # OCI image to disk, initramfs
   clang llvm libbpf-dev libbpf1 gcc make libc6-dev linux-libc-dev  # C parts
   iproute2 python3-venv
-  redis-server redis-tools iperf3 curl openssh-client openssh-server netcat-openbsd  # real clients for tests and benchmarks
+  redis-server redis-tools sqlite3 iperf3 curl openssh-client openssh-server netcat-openbsd  # real clients for tests and benchmarks
   busybox-static mmdebstrap afl++     # the images that demo and tests build
 )
 

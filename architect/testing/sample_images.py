@@ -77,22 +77,31 @@ def ssh_image(layout: Path, authorized_key: str, tag: str = "ssh") -> str:
     return write_image(layout, tag, files, ImageSettings(entrypoint=("/bin/sh", "-c", start)))
 
 
+def database_image(layout: Path, tag: str = "database") -> str:
+    """redis on port 6379, sqlite on port 7000 and both verifiers, each with its data on the disk; arguments as `both`'s.
+
+    redis acknowledges a write once it has called fsync. To sqlite goes SQL, a statement a line; it says each line again before the
+    answer (it believes that it talks to a person: else it would keep its answers until it has many).
+    """
+    files = base_files() | busybox_files() | program_files("redis-server", "sqlite3") | _verifier_files()
+    files["/data"] = directory()
+    session = '#!/bin/sh\nexec sqlite3 -interactive -cmd \'.prompt "" ""\' /data/rows.db\n'
+    files["/usr/bin/sql-session"] = text(session, 0o755)
+    start = (
+        "redis-server --bind 0.0.0.0 --protected-mode no --dir /data --appendonly yes --appendfsync always --save '' &\n"
+        "nc -ll -p 7000 -e /usr/bin/sql-session &\n"
+        'exec both "$@"'
+    )
+    files["/usr/bin/databases"] = text(f"#!/bin/sh\n{start}\n", 0o755)
+    return write_image(layout, tag, files, ImageSettings(entrypoint=("/usr/bin/databases",), working_dir="/data"))
+
+
 def verifier_image(layout: Path, tag: str = "verifier", command: tuple[str, ...] = ("memory-verify",)) -> str:
     """The memory and the disk verifier (native/verify) in a busybox; without arguments it runs `command`.
 
     `both` runs the two together and ends with the first that ends: `-- both "MEMORY OPTIONS" "DISK OPTIONS"`.
     """
-    files = base_files() | busybox_files()
-    for name in ("memory", "disk"):
-        sources = (VERIFIER_SOURCES / f"{name}.c", VERIFIER_SOURCES / "pattern.c")
-        files[f"/usr/bin/{name}-verify"] = ImageFile(compile_static(name, sources), 0o755)
-    both = (
-        "#!/bin/sh\n# The two verifiers at once; ends with the status of the first that ends.\n"
-        "rm -f /run/first; mkfifo /run/first\n"
-        "(memory-verify $1; echo $? > /run/first) &\n(disk-verify $2; echo $? > /run/first) &\n"
-        "read -r status < /run/first\nexit $status\n"
-    )
-    files["/usr/bin/both"] = text(both, 0o755)
+    files = base_files() | busybox_files() | _verifier_files()
     return write_image(layout, tag, files, ImageSettings(cmd=command))
 
 
@@ -108,3 +117,19 @@ def demo_image(layout: Path, tag: str = "demo") -> str:
         files[f"/demo/seeds/{seed.name}"] = ImageFile(source=seed)
     files["/demo/queue"] = directory()
     return write_image(layout, tag, files, ImageSettings(entrypoint=("/demo/service",), working_dir="/demo"))
+
+
+def _verifier_files() -> dict[str, ImageFile]:
+    """The two verifiers, and `both`, which runs them."""
+    files: dict[str, ImageFile] = {}
+    for name in ("memory", "disk"):
+        sources = (VERIFIER_SOURCES / f"{name}.c", VERIFIER_SOURCES / "pattern.c")
+        files[f"/usr/bin/{name}-verify"] = ImageFile(compile_static(name, sources), 0o755)
+    both = (
+        "#!/bin/sh\n# The two verifiers at once; ends with the status of the first that ends.\n"
+        "rm -f /run/first; mkfifo /run/first\n"
+        "(memory-verify $1; echo $? > /run/first) &\n(disk-verify $2; echo $? > /run/first) &\n"
+        "read -r status < /run/first\nexit $status\n"
+    )
+    files["/usr/bin/both"] = text(both, 0o755)
+    return files

@@ -1,5 +1,5 @@
 # make demo    sets everything up and moves a running VM over five hops
-# make test    sets everything up and runs all tests that this machine can run
+# make test    sets everything up and runs all tests that this machine can run, by WORKERS processes (0: by one, in order)
 # make bench   runs the benchmarks; NAME=migration for one, FULL=1 for all that it knows (hours); JSON under out/bench/
 # make check   the style checks: ruff, mypy, import-linter, tidy
 SHELL := /bin/bash
@@ -7,6 +7,8 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 NAME ?=
 FULL ?=
+ARGS ?=
+WORKERS ?= 0
 
 .PHONY: setup packages venv demo test check bench soak clean
 
@@ -27,7 +29,7 @@ demo: setup
 	@$(PYTHON) -m demo.main
 
 test: setup
-	@$(PYTHON) -m pytest -m "not soak" tests
+	@$(PYTHON) -m pytest -m "not soak" --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder tests
 
 soak: setup
 	@$(PYTHON) -m pytest -m soak --timeout 7200 tests

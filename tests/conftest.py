@@ -1,5 +1,7 @@
 """All tests: skips by capability, and a guard that a run leaves nothing behind.
 
+With several workers (`-n`, pytest-xdist) each has a place of its own, and tells the main process what it skipped and what was left.
+
 A test marked `host` needs what `host_capabilities.CHECKS` lists, or only what its mark names (`pytest.mark.host("root", "bpf")`).
 """
 
@@ -11,6 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -56,8 +59,19 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if _is_isolated:
         _left.extend(leftovers.find())
         leftovers.remove()
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput |= {"left": _left, "skips": dict(_skips), "causes": _causes}
     if _left and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker has ended, in whatever way: what it left is the run's. What it skips, each of them would: all collect all tests."""
+    told = getattr(node, "workeroutput", {})
+    _left.extend(told.get("left", []))
+    _skips.update({capability: count - _skips[capability] for capability, count in told.get("skips", {}).items()})
+    _causes.update(told.get("causes", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

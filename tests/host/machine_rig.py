@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -104,10 +105,8 @@ def counting_guest() -> BootFiles:
     entries += [character_device("dev/console", 5, 1), regular_file("init", script.encode(), 0o755)]
     entries += [regular_file("bin/busybox", Path(busybox).read_bytes(), 0o755)]
     entries += [regular_file(f"m/{name}.ko", modules.read(name)) for name in (*early, *late)]
-    CACHE.mkdir(parents=True, exist_ok=True)
     path = CACHE / "counting.cpio"
-    path.write_bytes(write_cpio(entries))
-    path.chmod(0o644)
+    _write_whole(path, write_cpio(entries))
     return BootFiles(kernel.vmlinux, path, "console=ttyS0 quiet panic=-1 tsc=unstable")
 
 
@@ -115,9 +114,17 @@ def base_disk() -> Path:
     """A base of 32 MiB that is not zero."""
     path = CACHE / "base.raw"
     if not path.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(os.urandom(32 * MIB))
+        _write_whole(path, random.Random(7).randbytes(32 * MIB))
     return path
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Another worker of the same run may read it, or write it, too."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.chmod(0o644)
+    temporary.rename(path)
 
 
 @contextlib.contextmanager

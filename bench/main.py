@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 from architect.errors import ArchitectError
-from bench import migration, transfer
+from bench import evacuate_many, migration, transfer
 
-BENCHMARKS = {"migration": migration.main, "transfer": transfer.main}
+BENCHMARKS = {"migration": migration.main, "transfer": transfer.main, "evacuate_many": evacuate_many.main}
 
 
 def main(words: list[str]) -> int:

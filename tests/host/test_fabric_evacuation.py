@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def slow_down(faults: FaultRig, host: str) -> None:
     """The host's uplink carries `SLOW_MBIT_S` from now on."""
-    words = f"tc qdisc add dev {nic(faults, host)} root tbf rate {SLOW_MBIT_S}mbit burst 128k latency 100ms"
+    words = f"tc qdisc replace dev {nic(faults, host)} root tbf rate {SLOW_MBIT_S}mbit burst 128k latency 100ms"
     run_in_namespace(namespace_path(faults.namespace(host)), lambda: subprocess.run(words.split(), check=True))
 
 
@@ -60,7 +61,8 @@ def wait_empty(faults: FaultRig, host: str, limit_s: float) -> None:
 
 
 def emptied(faults: FaultRig, host: str) -> list[Any]:
-    return [event for event in faults.read("events") if event["kind"] == "host-empty" and event["host"] == host]
+    events = map(json.loads, faults.rig.command("--json", "events").stdout.splitlines())
+    return [event for event in events if event["kind"] == "host-empty" and event["host"] == host]
 
 
 def evacuate(faults: FaultRig, image: str, count: int, notice_s: int) -> None:
@@ -100,8 +102,9 @@ def test_a_notice_in_the_middle_of_a_slow_move_makes_it_postcopy_and_frees_the_s
     options = ("--", "memory-verify", "--size-mib", "160", "--rate-mib", "1")
     rig.run(verifier_image(layout), "late", "--host", "aws-1", "--memory", "320M", *options)
     rig.wait("its memory is written", lambda: "memory-verify" in rig.log("late"))
+    slow_down(faults, "aws-1")
     moving = rig.start("--json", "migrate", "late", "--to", "gcp-1")
-    rig.wait("it copies", lambda: faults.read("migrations")[-1]["state"] == "precopy")
+    rig.wait("it copies", lambda: any(move["state"] == "precopy" for move in faults.read("migrations")))
     rig.json("local", "preempt", "aws-1", "--notice", str(NOTICE_S))
     out, err = moving.communicate(timeout=NOTICE_S * 2)
     assert moving.returncode == 0, (out, err)

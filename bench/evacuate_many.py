@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -146,6 +147,9 @@ def _memory_mib(run: Run) -> int:
 
 
 async def _measure(options: Options, scratch: Path, runs: list[Run]) -> None:
+    measuring = asyncio.current_task()
+    assert measuring is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
     image = await asyncio.to_thread(guest_image, scratch / "image")
     commands = Fabric(scratch / "fabric")
     try:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from pathlib import Path
 
 from architect.agent.host import Host
 from architect.agent.hosted_vm import HostedVm
@@ -19,12 +20,16 @@ from architect.drafter.machine import Machine
 from architect.drafter.overlay import create_overlay
 from architect.errors import ArchitectError, IncompatibleError, LostError, UnavailableError
 from architect.migration.source_actions import POSTCOPY_TUNNEL
-from architect.migration.target_ports import MemoryListener
+from architect.migration.target_ports import MemoryListener, NeverRanError
 from architect.model.ids import MigrationId
 from architect.model.vm_spec import VmSpec
 
 DISK_FILL_TIMEOUT_S = 3600.0
 STREAM_LOOK_S = 1.0
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 class TargetMachine:
@@ -45,6 +50,7 @@ class TargetMachine:
             cause = f"cannot build the VM's hardware: {error.cause}"
             raise IncompatibleError(f"host {self._host.config.name}", cause, "choose another target host") from error
         self._vm.parts = parts
+        self._vm.folder.halted.write_text(_boot_id())
         self._vm.keep_memory(self._group, parts)
         return str(await start_incoming_export(parts.machine))
 
@@ -70,12 +76,27 @@ class TargetMachine:
 
     async def is_alive(self) -> bool:
         """As the port says."""
-        return parts_of(self._vm).machine.is_running
+        return self._is_alive()
 
     async def resume(self) -> float:
-        """As the port says."""
+        """As the port says. That the machine may run is written down before it is told so."""
+        if not self._is_alive() and self._is_certainly_halted():
+            name = self._vm.record.request.name
+            raise NeverRanError(f"vm {name}", f"its QEMU ended on host {self._host.config.name} before it ran", "move it again")
         self._is_ours = True
-        return await parts_of(self._vm).machine.resume()
+        machine = parts_of(self._vm).machine
+        self._vm.folder.halted.unlink(missing_ok=True)
+        return await machine.resume()
+
+    def _is_alive(self) -> bool:
+        return self._vm.parts is not None and self._vm.parts.machine.is_running
+
+    def _is_certainly_halted(self) -> bool:
+        """Whether nobody has told QEMU to run. The note is not flushed: it counts only as long as this machine has not rebooted."""
+        try:
+            return self._vm.folder.halted.read_text() == _boot_id()
+        except OSError:
+            return False
 
     async def wait_disk_present(self) -> None:
         """As the port says. It asks QEMU: an agent before us may have attached the disk."""

@@ -204,7 +204,7 @@ class Moves:
     def taken_over(self, migration: MigrationId, spec: VmSpec, term: int) -> None:
         """As the port says."""
         vm = self._table.find(spec.id)
-        vm.note(phase=VmPhase.RUNNING, term=term, workload_started=True)
+        vm.note(phase=VmPhase.RUNNING, term=term, workload_started=True, arrived_by=migration)
         vm.log.reload()
         if vm.parts is not None and vm.guest is None:
             vm.watch(self._group, vm.parts, fresh=False)
@@ -223,6 +223,15 @@ class Moves:
             term = found.record.term + (found.record.phase is VmPhase.INCOMING)  # its record exists, or it could not be lost
             found.note(term=term)
             self._group.create_task(found.finish(VmState.LOST, reason))
+
+    def outcome(self, migration: MigrationId) -> HandoverState | None:
+        """As the port says."""
+        for vm in self._table:
+            if vm.record.arrived_by == migration:
+                return HandoverState.DONE
+            if vm.record.migration == migration and vm.record.end_state is VmState.LOST:
+                return HandoverState.LOST
+        return None
 
     def abandoned(self, vm: VmId, source: HostName, reason: str) -> None:
         """As the port says."""

@@ -48,6 +48,7 @@ class VmRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str = ""
     migration: MigrationId = MigrationId("")
     peer: str = ""
+    arrived_by: MigrationId = MigrationId("")
     last_move: MigrationReport | None = None
     workload_started: bool = False
     stop_asked: bool = False
@@ -68,6 +69,7 @@ class VmFolder:
         self.log = self.path / "output.log"
         self.machine = self.path / "qemu"
         self.memory = self.path / "memory"
+        self.halted = self.path / "halted"
 
     def make(self) -> None:
         """Make the folder; others may pass through it (QEMU runs as another user) but not list it. Idempotent."""

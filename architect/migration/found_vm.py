@@ -33,6 +33,11 @@ def abort_record(vm: VmId, term: int, keeper: HostName, writer: str, migration: 
     return OwnershipRecord(vm=vm, term=term, kind=RecordKind.ABORT, host=keeper, writer=writer, migration=str(migration))
 
 
+def hand_back_record(vm: VmId, term: int, source: HostName, writer: str, migration: MigrationId) -> OwnershipRecord:
+    """The record by which a target that owns the VM by `term - 1`, and has never told it to run, gives it back."""
+    return run_record(vm, term, source, writer, migration)
+
+
 def run_record(vm: VmId, term: int, host: HostName, writer: str, migration: MigrationId) -> OwnershipRecord:
     """The record by which `host` takes the VM over."""
     return OwnershipRecord(vm=vm, term=term, kind=RecordKind.RUN, host=host, writer=writer, migration=migration)

@@ -25,6 +25,7 @@ from architect.migration.handover_plan import HandoverLimits
 from architect.migration.target_engine import TargetStep
 from architect.migration.target_ports import TargetHostPort, TargetPorts
 from architect.migration.target_session import SessionSetting, TargetSession
+from architect.model.handover_state import HandoverState
 from architect.model.ids import HostName, MigrationId, VmId
 from architect.runtime.clock import Clock, Entropy
 from architect.runtime.rpc import Call
@@ -48,6 +49,7 @@ from architect.wire.migration_messages import (
     Start,
     Started,
     TargetRequest,
+    TargetStatus,
 )
 
 SESSIONS_KEPT_MAX = 128
@@ -133,6 +135,10 @@ class HandoverTarget:
         if session is None:
             raise NotFoundError(f"handover {migration}", f"is not known at host {self.facts.name}", "start it anew")
         return session
+
+    def forgotten(self, migration: MigrationId) -> HandoverState | None:
+        """How a handover ended whose session an agent before us had; None for one that has a session here, or is not known."""
+        return None if migration in self._sessions else self._agent.outcome(migration)
 
     def give_up(self, session: TargetSession, reason: str) -> None:
         """Undo the session, unless its cut has arrived."""
@@ -222,6 +228,8 @@ class TargetConnection:
     async def _serve(self, message: TargetRequest, body: bytes) -> Any:
         if isinstance(message, Prepare):
             return await self._prepare(message)
+        if isinstance(message, AskStatus) and (outcome := self._target.forgotten(message.migration)) is not None:
+            return TargetStatus(outcome, "")
         session = self._target.session(message.migration)
         if session.request.source.name != self._peer_host:
             raise PeerError(f"host {self._peer_host}", f"is not the source of handover {message.migration}", "check who sends this")

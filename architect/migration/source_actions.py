@@ -20,6 +20,7 @@ from architect.migration.source_engine import BaseMissing, Measured, RecordKnown
 from architect.migration.source_ports import SourcePorts
 from architect.migration.source_steps import Action, Effect, SourceStep
 from architect.model.handover_state import HandoverState
+from architect.model.ownership import RecordKind
 from architect.runtime.clock import Clock
 from architect.wire.agent_messages import MoveDecision
 from architect.wire.framing import BODY_BYTES_MAX
@@ -98,7 +99,9 @@ class SourceActions:
             case Action.FULL_HASH:
                 return limits.machine_timeout_s + self._verify_bound_s()
             case Action.WRITE_ABORT:
-                return limits.record_timeout_s
+                return limits.record_timeout_s * 2
+            case Action.ASK_WHETHER_RUNNING | Action.ASK_STATUS:
+                return limits.call_timeout_s * 3 + limits.record_timeout_s
             case Action.HOOK_SUSPEND | Action.HOOK_RESUME | Action.SYNC_CLOCK:
                 return limits.hook_timeout_s
             case _:
@@ -139,6 +142,7 @@ class SourceActions:
             Action.SERVE_MEMORY: self._serve_memory,
             Action.AWAIT_FILLED: lambda _: self._status(AwaitFilled(self._plan.migration), limits.fill_timeout_s),
             Action.ASK_STATUS: self._ask_status,
+            Action.ASK_WHETHER_RUNNING: self._ask_status,
             Action.RELEASE: self._release,
             Action.DESTROY: lambda _: machine.destroy(),
             Action.SET_LOCAL: lambda _: flows.set_local(),
@@ -304,7 +308,10 @@ class SourceActions:
     async def _write_abort(self, _: SourceState) -> SourceEvent:
         plan = self._plan
         record = abort_record(plan.vm, plan.term + 1, plan.host, self._writer, plan.migration)
-        return RecordKnown(await decided_record(self._ports.ownership, record))
+        decided = await decided_record(self._ports.ownership, record)
+        if decided.kind is RecordKind.RUN and decided.host != plan.host:
+            decided = await self._ports.ownership.latest(plan.vm) or decided  # the target may have given the VM back since
+        return RecordKnown(decided)
 
     async def _serve_memory(self, _: SourceState) -> None:
         await self._ports.memory.serve_until_done()
@@ -316,11 +323,19 @@ class SourceActions:
         if status.state is HandoverState.FAILED:
             # It says that nothing of the VM is there, and yet its record exists.
             raise LostError(f"vm {self._plan.vm}", status.reason, "see the events of the target host")
-        return TargetIs(status.state, status.reason)
+        return TargetIs(status.state, status.reason, status.resume_time_s > 0)
 
     async def _ask_status(self, _: SourceState) -> SourceEvent:
-        await self._link.connect()
-        return await self._status(AskStatus(self._plan.migration), self._plan.limits.call_timeout_s)
+        """How the target stands; where it cannot say, because it has nothing of the VM or does not answer, what the log says."""
+        try:
+            await self._link.connect()
+            return await self._status(AskStatus(self._plan.migration), self._plan.limits.call_timeout_s)
+        except ArchitectError:
+            async with asyncio.timeout(self._plan.limits.record_timeout_s):
+                latest = await self._ports.ownership.latest(self._plan.vm)
+            if latest is None or latest.term <= self._plan.term + 1:
+                raise
+            return RecordKnown(latest)
 
     async def _release(self, _: SourceState) -> None:
         await self._link.connect()

@@ -4,7 +4,9 @@ What must always hold, and is asserted here:
 
 - Once the cut may have left this agent, the machine is resumed here only with a record for `term + 1` that names this host.
 - Before that, the target has no device state and cannot commit: a failure undoes and resumes at once.
-- Once the record names the other host, nothing is undone any more: the move is finished, or the VM is lost.
+- Once the record names the other host, nothing is undone any more: the move is finished, or the VM is lost; unless the target gives
+  the VM back by a further record, because its machine died before it was ever told to run. So the copy here is kept until the
+  target has said that the VM runs there.
 - Whatever was begun is undone on failure (`source_steps.UNDO`), and no failed undo stops the ones after it.
 
 The driver calls `actions_of`, `begun`, performs, and gives the outcome to `advance`.
@@ -42,7 +44,7 @@ ROUNDS_KEPT_MAX = 64
 class SourceState(msgspec.Struct, frozen=True):
     """Where the source stands, and the facts that its next decision needs. `decisions` are those so far, for the report.
 
-    `record` is the one that exists for `term + 1`, once it is known; `reason` says why the move failed.
+    `record` is the one that exists for `term + 1`, or a later one, once it is known; `reason` says why the move failed.
     """
 
     plan: HandoverPlan
@@ -90,16 +92,17 @@ class Measured(msgspec.Struct, frozen=True):
 
 
 class RecordKnown(msgspec.Struct, frozen=True):
-    """This record exists for `term + 1`."""
+    """This record exists for `term + 1`, or a later one."""
 
     record: OwnershipRecord
 
 
 class TargetIs(msgspec.Struct, frozen=True):
-    """The target has said how it stands after the commit."""
+    """The target has said how it stands after the commit. `runs`: the VM has run there."""
 
     state: HandoverState
     reason: str
+    runs: bool = False
 
 
 class Failed(msgspec.Struct, frozen=True):
@@ -133,7 +136,7 @@ def delay_s_of(state: SourceState) -> float:
     limits = state.plan.limits
     if state.step is SourceStep.WAIT:
         return limits.poll_interval_s
-    if state.step is SourceStep.ASK or state.attempts:
+    if state.step in (SourceStep.ASK, SourceStep.CONFIRM) or state.attempts:
         return min(limits.back_off_s * 2.0 ** min(state.attempts, 16), limits.back_off_max_s)
     return 0.0
 
@@ -263,6 +266,8 @@ def _after_failure(state: SourceState, event: Failed, now_s: float) -> SourceSta
             return _to(failed, SourceStep.RESOLVE)
         case SourceStep.RESOLVE:
             return msgspec.structs.replace(state, attempts=state.attempts + 1)
+        case SourceStep.CONFIRM:
+            return _unconfirmed(state, now_s)
         case SourceStep.DESTROY:
             if state.attempts + 1 < state.plan.limits.insist_attempts_max:
                 return msgspec.structs.replace(state, attempts=state.attempts + 1)
@@ -284,16 +289,31 @@ def _after_failure(state: SourceState, event: Failed, now_s: float) -> SourceSta
 
 
 def _after_record(state: SourceState, record: OwnershipRecord) -> SourceState:
-    assert state.step is SourceStep.RESOLVE, state.step
+    assert state.step in (SourceStep.RESOLVE, SourceStep.CONFIRM, SourceStep.ASK), state.step
     known = msgspec.structs.replace(state, record=record)
     if record.kind is RecordKind.END:
         return _to(msgspec.structs.replace(known, code=LostError.code, reason="the VM was ended"), SourceStep.DESTROY)
     if record.host == state.plan.host:
-        return _undo(known, state.code, state.reason)
+        reason = state.reason or f"host {state.plan.target.name} gave the VM back"
+        return _undo(known, state.code or HandoverError.code, reason)
+    if record.term == state.plan.term + 1 and record.host != state.plan.target.name:
+        reason = f"host {record.host} took the VM over by record {record.term}"
+        return _to(msgspec.structs.replace(known, code=HandoverError.code, reason=reason), SourceStep.DESTROY)
     if state.code == LostError.code:
         # The target has said so itself: it wrote the record, and then its machine did not run.
         return _to(known, SourceStep.DESTROY)
-    return _committed(msgspec.structs.replace(known, code="", reason=""))
+    known = msgspec.structs.replace(known, code="", reason="")
+    if record.term > state.plan.term + 1:
+        return _to(known, SourceStep.DESTROY)  # it ran at the target, and has gone on from there
+    return _committed(known) if known.is_postcopy else _to(known, SourceStep.CONFIRM)
+
+
+def _unconfirmed(state: SourceState, now_s: float) -> SourceState:
+    """Nobody has said yet that the VM runs at the target. One that is silent for too long is believed: its record exists."""
+    since_s = state.asking_since_s if state.asking_since_s is not None else now_s
+    if now_s - since_s < state.plan.limits.status_hold_s:
+        return msgspec.structs.replace(state, asking_since_s=since_s, attempts=state.attempts + 1)
+    return _committed(state)
 
 
 def _committed(state: SourceState) -> SourceState:
@@ -301,7 +321,9 @@ def _committed(state: SourceState) -> SourceState:
 
 
 def _after_status(state: SourceState, event: TargetIs, now_s: float) -> SourceState:
-    assert state.step in (SourceStep.SERVE, SourceStep.ASK), state.step
+    if state.step is SourceStep.CONFIRM and event.state is not HandoverState.LOST:
+        return _committed(state) if event.runs or event.state is HandoverState.DONE else _unconfirmed(state, now_s)
+    assert state.step in (SourceStep.SERVE, SourceStep.ASK, SourceStep.CONFIRM), state.step
     if event.state is HandoverState.DONE:
         return _to(msgspec.structs.replace(state, reason=""), SourceStep.RELEASE)
     if event.state.is_terminal:

@@ -35,6 +35,7 @@ class SourceStep(StrEnum):
     VERIFY = "verify"
     COMMIT = "commit"
     RESOLVE = "resolve"
+    CONFIRM = "confirm"
     QUIET = "quiet"
     SERVE = "serve"
     ASK = "ask"
@@ -78,6 +79,7 @@ class Action(StrEnum):
     FULL_HASH = "full-hash"
     SEND_CUT = "send-cut"
     WRITE_ABORT = "write-abort"
+    ASK_WHETHER_RUNNING = "ask-whether-running"
     WAIT_QUIET = "wait-quiet"
     SERVE_MEMORY = "serve-memory"
     AWAIT_FILLED = "await-filled"
@@ -177,6 +179,7 @@ ACTIONS: dict[SourceStep, tuple[Action, ...]] = {
     SourceStep.VERIFY: (Action.FULL_HASH,),
     SourceStep.COMMIT: (Action.SEND_CUT,),
     SourceStep.RESOLVE: (Action.WRITE_ABORT,),
+    SourceStep.CONFIRM: (Action.ASK_WHETHER_RUNNING,),
     SourceStep.QUIET: (Action.WAIT_QUIET,),
     SourceStep.SERVE: (Action.SERVE_MEMORY, Action.AWAIT_FILLED),
     SourceStep.ASK: (Action.ASK_STATUS,),
@@ -209,7 +212,7 @@ HANDOVER_STATE: dict[SourceStep, HandoverState] = {
         HandoverState.SWITCHOVER,
     ),
     **dict.fromkeys((SourceStep.SERVE, SourceStep.ASK), HandoverState.POSTCOPY),
-    **dict.fromkeys((SourceStep.QUIET, SourceStep.RELEASE, SourceStep.DESTROY), HandoverState.COMMITTED),
+    **dict.fromkeys((SourceStep.CONFIRM, SourceStep.QUIET, SourceStep.RELEASE, SourceStep.DESTROY), HandoverState.COMMITTED),
     SourceStep.DONE: HandoverState.DONE,
     SourceStep.FAILED: HandoverState.FAILED,
     SourceStep.LOST: HandoverState.LOST,

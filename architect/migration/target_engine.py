@@ -3,12 +3,15 @@
 ::
 
     RESERVED → STARTED → APPLY → (VERIFY) → (ATTACH) → LOAD → CLAIM → RESUME → FILL → RUNNING
-        └─────────┴────────┴─────────┴─────────┴────────┘       │        └───────┴→ UNDO → LOST
-                        any failure, or an abort → UNDO ←───────┘ the record is another's
-                                                     → FAILED
+        └─────────┴────────┴─────────┴─────────┴────────┘       │        ├───────┴→ UNDO → LOST
+                        any failure, or an abort → UNDO ←───────┤        └→ HAND_BACK → UNDO → FAILED
+                                                     → FAILED   └ the record is another's
 
 CLAIM creates the ownership record `term + 1`; it is entered only when everything is loaded and verified, and it ends only when it
 is known which record exists: no abort, silence or error ends it otherwise. RESUME is the very next action after our own record.
+
+If the machine is found dead there, and was certainly never told to run, HAND_BACK creates record `term + 2`, naming the source:
+its copy is as new as ours was. Where that is not certain, the VM may have been seen running, and is lost.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import assert_never
 
 import msgspec
 
-from architect.errors import LostError
+from architect.errors import HandoverError, LostError
 from architect.migration.handover_plan import HandoverLimits
 from architect.model.handover_state import HandoverState
 from architect.model.ownership import OwnershipRecord, RecordKind
@@ -36,6 +39,7 @@ class TargetStep(StrEnum):
     LOAD = "load"
     CLAIM = "claim"
     RESUME = "resume"
+    HAND_BACK = "hand-back"
     FILL = "fill"
     RUNNING = "running"
     UNDO = "undo"
@@ -58,6 +62,7 @@ class TargetAction(StrEnum):
     ATTACH_DISK = "attach-disk"
     LOAD = "load"
     CREATE_RECORD = "create-record"
+    GIVE_BACK = "give-back"
     RESUME = "resume"
     WAIT_MEMORY = "wait-memory"
     WAIT_DISK = "wait-disk"
@@ -75,6 +80,7 @@ ACTIONS: dict[TargetStep, tuple[TargetAction, ...]] = {
     TargetStep.LOAD: (TargetAction.LOAD,),
     TargetStep.CLAIM: (TargetAction.CREATE_RECORD,),
     TargetStep.RESUME: (TargetAction.RESUME,),
+    TargetStep.HAND_BACK: (TargetAction.GIVE_BACK,),
     TargetStep.FILL: (TargetAction.WAIT_MEMORY, TargetAction.WAIT_DISK),
     TargetStep.RUNNING: (),
     TargetStep.UNDO: (),
@@ -93,6 +99,7 @@ HANDOVER_STATE: dict[TargetStep, HandoverState] = {
     TargetStep.LOAD: HandoverState.SWITCHOVER,
     TargetStep.CLAIM: HandoverState.SWITCHOVER,
     TargetStep.RESUME: HandoverState.COMMITTED,
+    TargetStep.HAND_BACK: HandoverState.COMMITTED,
     TargetStep.FILL: HandoverState.POSTCOPY,
     TargetStep.RUNNING: HandoverState.DONE,
     TargetStep.FAILED: HandoverState.FAILED,
@@ -102,7 +109,7 @@ HANDOVER_STATE: dict[TargetStep, HandoverState] = {
 
 
 class TargetState(msgspec.Struct, frozen=True):
-    """Where the target stands. `host` is this host; `record` exists for `term + 1`, once that is known."""
+    """Where the target stands. `host` is this host; `record` exists for `term + 1`, or after a hand-back for `term + 2`."""
 
     request: Prepare
     host: str
@@ -152,9 +159,15 @@ class CutArrived(msgspec.Struct, frozen=True):
 
 
 class RecordKnown(msgspec.Struct, frozen=True):
-    """This record exists for `term + 1`."""
+    """This record exists for `term + 1`; in HAND_BACK for `term + 2`."""
 
     record: OwnershipRecord
+
+
+class NeverRan(msgspec.Struct, frozen=True):
+    """The machine is dead, and nobody has ever told it to run."""
+
+    reason: str
 
 
 class AbortAsked(msgspec.Struct, frozen=True):
@@ -170,7 +183,7 @@ class Failed(msgspec.Struct, frozen=True):
     reason: str
 
 
-TargetEvent = Performed | Started | Held | CutArrived | RecordKnown | AbortAsked | Failed
+TargetEvent = Performed | Started | Held | CutArrived | RecordKnown | NeverRan | AbortAsked | Failed
 
 
 def actions_of(state: TargetState) -> tuple[TargetAction, ...]:
@@ -205,6 +218,9 @@ def advance(state: TargetState, event: TargetEvent) -> TargetState:
             return _to(msgspec.structs.replace(state, cut=cut), TargetStep.APPLY)
         case RecordKnown(record):
             return _after_record(state, record)
+        case NeverRan(reason):
+            assert state.step is TargetStep.RESUME, state.step
+            return _to(msgspec.structs.replace(state, code=HandoverError.code, reason=reason), TargetStep.HAND_BACK)
         case AbortAsked(reason):
             return _undo(state, "aborted", reason) if state.may_abort else state
         case Failed():
@@ -229,8 +245,11 @@ def _next(state: TargetState) -> TargetStep:
 
 
 def _after_record(state: TargetState, record: OwnershipRecord) -> TargetState:
-    assert state.step is TargetStep.CLAIM, state.step
     known = msgspec.structs.replace(state, record=record)
+    if state.step is TargetStep.HAND_BACK:
+        assert record.term > state.request.term + 1, record
+        return _undo(known, state.code, f"given back to host {record.host}: {state.reason}")
+    assert state.step is TargetStep.CLAIM, state.step
     if known.owns:
         return _to(known, TargetStep.RESUME)
     return _undo(known, "aborted", f"record {record.term} of {record.vm} is {record.kind.value} by {record.host}")
@@ -239,7 +258,7 @@ def _after_record(state: TargetState, record: OwnershipRecord) -> TargetState:
 def _after_failure(state: TargetState, event: Failed) -> TargetState:
     again = msgspec.structs.replace(state, attempts=state.attempts + 1)
     match state.step:
-        case TargetStep.CLAIM:
+        case TargetStep.CLAIM | TargetStep.HAND_BACK:
             return again
         case TargetStep.RESUME if again.attempts < state.limits.insist_attempts_max:
             return again

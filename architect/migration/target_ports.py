@@ -9,8 +9,10 @@ from typing import Protocol
 
 import msgspec
 
+from architect.errors import HostError
 from architect.migration.ownership_log import OwnershipLog
 from architect.migration.ports import BasePort, EdgePort, LogPort
+from architect.model.handover_state import HandoverState
 from architect.model.ids import HostName, MigrationId, VmId
 from architect.model.vm_spec import VmSpec
 from architect.wire.migration_messages import Prepare
@@ -40,7 +42,11 @@ class TargetMachinePort(Protocol):
         ...
 
     async def resume(self) -> float:
-        """Let the guest run; returns since when (seconds since 1970, from QEMU's RESUME event). A running one goes on."""
+        """Let the guest run; returns since when (seconds since 1970, from QEMU's RESUME event). A running one goes on.
+
+        Raises:
+            NeverRanError: the machine is dead, and nobody has told it to run, neither this agent nor one before it.
+        """
         ...
 
     async def wait_disk_present(self) -> None:
@@ -58,6 +64,12 @@ class TargetMachinePort(Protocol):
     async def destroy(self) -> None:
         """As at the source; gives the reservation back, too."""
         ...
+
+
+class NeverRanError(HostError):
+    """A machine that is dead, and was certainly never told to run: nobody can have seen its guest do anything."""
+
+    code = "never-ran"
 
 
 class MemoryListener(msgspec.Struct, frozen=True):
@@ -153,6 +165,10 @@ class TargetHostPort(Protocol):
 
     def lost(self, vm: VmId, reason: str) -> None:
         """The VM was this host's and is gone."""
+        ...
+
+    def outcome(self, migration: MigrationId) -> HandoverState | None:
+        """How a move that came here ended, if its session is forgotten: DONE if the VM ran here, LOST, or None: not known."""
         ...
 
     def abandoned(self, vm: VmId, source: HostName, reason: str) -> None:

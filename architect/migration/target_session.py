@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from architect.errors import ArchitectError, ConflictError, HandoverError, InternalError, PeerError, UnavailableError, remote_error
-from architect.migration.found_vm import abort_record, run_record
+from architect.migration.found_vm import abort_record, hand_back_record, run_record
 from architect.migration.handover_plan import HandoverLimits
 from architect.migration.ports import MIRROR_TUNNEL as MIRROR_TUNNEL
 from architect.migration.ports import POSTCOPY_TUNNEL as POSTCOPY_TUNNEL
@@ -24,6 +24,7 @@ from architect.migration.target_engine import (
     CutArrived,
     Failed,
     Held,
+    NeverRan,
     Performed,
     RecordKnown,
     Started,
@@ -35,7 +36,7 @@ from architect.migration.target_engine import (
     advance,
     delay_s_of,
 )
-from architect.migration.target_ports import MemoryListener, TargetHostPort, TargetPorts
+from architect.migration.target_ports import MemoryListener, NeverRanError, TargetHostPort, TargetPorts
 from architect.model.ids import HostName
 from architect.runtime.clock import Clock
 from architect.wire.migration_messages import Committed, Cut, Prepare, Spent, TargetStatus
@@ -71,6 +72,8 @@ class TargetSession:
         self._resume_time_s = 0.0
         self._spent: list[Spent] = []
         self._heard_at_s = setting.clock.monotonic_s()
+        self._answered = asyncio.Event()
+        self._asked_to_abort = asyncio.Event()
         self._claimed = asyncio.Event()
         self._released = asyncio.Event()
         self._ended = asyncio.Event()
@@ -150,17 +153,20 @@ class TargetSession:
         async with asyncio.TaskGroup() as group:
             while not self._state.step.is_terminal:
                 if self._state.step is TargetStep.UNDO:
+                    self._answered.set()  # the source lets the VM run while we undo
                     await self.stop_greeting()
                 await self._step()
                 if self._state.step in (TargetStep.FILL, TargetStep.RUNNING) and self._greeting is None:
                     assert self._state.record is not None
                     self._setting.agent.taken_over(self.request.migration, self.request.spec, self._state.record.term)
+                    self._answered.set()
                     self._claimed.set()
                     self._greeting = group.create_task(self._greet())
             self._conclude()
 
     async def abort(self, reason: str) -> None:
         """Give up if it is not too late; returns when it is known how it ended, or in `POSTCOPY` at once."""
+        self._asked_to_abort.set()
         if self._state.step in (TargetStep.RESERVED, TargetStep.STARTED):
             async with self._lock:
                 if self._state.step in (TargetStep.RESERVED, TargetStep.STARTED):
@@ -192,7 +198,7 @@ class TargetSession:
         Raises:
             HandoverError, LostError, …: the VM does not run here, and why.
         """
-        await self.wait_claimed()
+        await self._answered.wait()
         state = self._state
         if state.code:
             raise _error(state.code, self._thing, state.reason)
@@ -239,8 +245,10 @@ class TargetSession:
         match action:
             case TargetAction.WAIT_MEMORY | TargetAction.WAIT_DISK:
                 bound_s = limits.fill_timeout_s
-            case TargetAction.CREATE_RECORD:
+            case TargetAction.CREATE_RECORD | TargetAction.GIVE_BACK:
                 bound_s = limits.record_timeout_s
+            case TargetAction.RELAY:
+                bound_s += limits.call_timeout_s
             case TargetAction.FULL_HASH:
                 bound_s += self.request.spec.machine.memory_bytes / limits.verify_bytes_per_s
             case _:
@@ -261,10 +269,11 @@ class TargetSession:
             TargetAction.ATTACH_DISK: self._attach_disk,
             TargetAction.LOAD: lambda: machine.load_device_state(self._device_state),
             TargetAction.CREATE_RECORD: self._create_record,
+            TargetAction.GIVE_BACK: self._give_back,
             TargetAction.RESUME: self._resume,
             TargetAction.WAIT_MEMORY: memory.wait_all_present,
             TargetAction.WAIT_DISK: machine.wait_disk_present,
-            TargetAction.RELAY: lambda: self._ports.flows.relay(self.request.source.address),
+            TargetAction.RELAY: self._relay,
             TargetAction.ABORT_MEMORY: memory.abort_target,
             TargetAction.DESTROY: machine.destroy,
         }
@@ -301,8 +310,25 @@ class TargetSession:
             record = run_record(request.spec.id, request.term + 1, setting.host, setting.writer, request.migration)
         return RecordKnown(await decided_record(self._ports.ownership, record))
 
-    async def _resume(self) -> None:
-        self._resume_time_s = await self._ports.machine.resume()
+    async def _give_back(self) -> TargetEvent:
+        request = self.request
+        record = hand_back_record(request.spec.id, request.term + 2, request.source.name, self._setting.writer, request.migration)
+        return RecordKnown(await decided_record(self._ports.ownership, record))
+
+    async def _resume(self) -> TargetEvent | None:
+        try:
+            self._resume_time_s = await self._ports.machine.resume()
+        except NeverRanError as error:
+            return NeverRan(f"{error.thing}: {error.cause}")
+        return None
+
+    async def _relay(self) -> None:
+        """What waits here goes to the source, once that has heard how the move ended and takes packets again."""
+        if self._state.cut is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._setting.limits.call_timeout_s):
+                    await self._asked_to_abort.wait()
+        await self._ports.flows.relay(self.request.source.address)
 
     async def _greet(self) -> None:
         """After the resume, beside everything else: edge and guest learn where the VM is. Failures cost no VM, so they end here."""
@@ -337,6 +363,7 @@ class TargetSession:
             case _:
                 agent.abandoned(self.request.spec.id, self.request.source.name, state.reason)
         self._device_state = self._log_tail = b""
+        self._answered.set()
         self._claimed.set()
         self._ended.set()
 

@@ -7,9 +7,10 @@
         └─────────┴──────────┴───────────┴→ FAILED (before the commit: the source runs on)
                                                      POSTCOPY → LOST (after it: a source of extents vanished)
                                          COMMITTED, POSTCOPY → LOST (the target's machine died before the move ended)
+                                         COMMITTED, POSTCOPY → FAILED (it died before it ever ran: given back, the source runs on)
 
 The commit is the target's ownership record for term + 1. Before it every failure ends in FAILED and the source runs on; after
-it the move cannot fail any more, only be DONE or lose the VM.
+it the move cannot fail any more, only be DONE or lose the VM, unless the target gives the VM back by a record for term + 2.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class HandoverEvent(StrEnum):
     FAIL = "fail"
     SOURCE_GONE = "source-gone"
     MACHINE_GONE = "machine-gone"
+    GIVEN_BACK = "given-back"
 
 
 TRANSITIONS: dict[HandoverState, dict[HandoverEvent, HandoverState]] = {
@@ -59,11 +61,13 @@ TRANSITIONS: dict[HandoverState, dict[HandoverEvent, HandoverState]] = {
         HandoverEvent.EXTENTS_MISSING: HandoverState.POSTCOPY,
         HandoverEvent.ALL_PRESENT: HandoverState.DONE,
         HandoverEvent.MACHINE_GONE: HandoverState.LOST,
+        HandoverEvent.GIVEN_BACK: HandoverState.FAILED,
     },
     HandoverState.POSTCOPY: {
         HandoverEvent.ALL_PRESENT: HandoverState.DONE,
         HandoverEvent.SOURCE_GONE: HandoverState.LOST,
         HandoverEvent.MACHINE_GONE: HandoverState.LOST,
+        HandoverEvent.GIVEN_BACK: HandoverState.FAILED,
     },
     HandoverState.DONE: {},
     HandoverState.FAILED: {},

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from architect.agent.vm_record import VmPhase, VmRecord
 from architect.errors import CapacityError, ConflictError, NotFoundError, UnavailableError
 from architect.migration import Handover, HandoverPlan, SourcePorts, TargetPorts
+from architect.model.handover_state import HandoverState
 from architect.model.ids import HostName, MigrationId, VmId
 from architect.model.ownership import RecordKind
 from architect.model.vm_spec import VmSpec
+from architect.model.vm_state import VmState
 from architect.testing.sim_edge import SimEdgePort
 from architect.testing.sim_machine import QemuStatus
 from architect.testing.sim_network import SimDial
@@ -160,7 +162,7 @@ class SimAgentMoves:
     def taken_over(self, migration: MigrationId, spec: VmSpec, term: int) -> None:
         """As the port says."""
         self._host.world.say(self._host.process.name, f"has taken over by term {term}", spec.id)
-        self._agent.note(spec.id, phase=VmPhase.RUNNING, term=term, workload_started=True)
+        self._agent.note(spec.id, phase=VmPhase.RUNNING, term=term, workload_started=True, arrived_by=migration)
 
     def filled(self, vm: VmId) -> None:
         """As the port says."""
@@ -175,6 +177,15 @@ class SimAgentMoves:
         if record is not None:
             self._agent.note(vm, term=record.term + (record.phase is VmPhase.INCOMING))
             self._agent.finish(vm, reason)
+
+    def outcome(self, migration: MigrationId) -> HandoverState | None:
+        """As the port says."""
+        for record in self._host.records.values():
+            if record.arrived_by == migration:
+                return HandoverState.DONE
+            if record.migration == migration and record.end_state is VmState.LOST:
+                return HandoverState.LOST
+        return None
 
     def abandoned(self, vm: VmId, source: HostName, reason: str) -> None:
         """As the port says."""

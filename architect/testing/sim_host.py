@@ -63,6 +63,7 @@ class SimHost:
         self.records: dict[VmId, VmRecord] = {}
         self.plans: dict[VmId, HandoverPlan] = {}
         self.arriving: dict[VmId, Prepare] = {}
+        self.halted: set[VmId] = set()
         self.notice: Notice | None = None
         self.is_gone = False
         self.process = SimProcess(world, f"agent {self.name}", self.name)

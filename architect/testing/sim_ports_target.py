@@ -6,11 +6,13 @@ import asyncio
 
 from architect.errors import HostError
 from architect.migration import MemoryListener
+from architect.migration.target_ports import NeverRanError
 from architect.model.ids import MigrationId
 from architect.model.vm_spec import VmSpec
 from architect.testing.sim_machine import QemuStatus, SimQemu
 from architect.testing.sim_memory import SimMemory
 from architect.testing.sim_ports import SimHooks, SimPart
+from architect.testing.sim_world import current_process
 
 
 class SimTargetMachine(SimHooks):
@@ -30,6 +32,7 @@ class SimTargetMachine(SimHooks):
             self.host.flows.add(self.vm)
             memory = self.host.memories[self.vm] = SimMemory(vm, self.host, is_full=False)
             self.host.qemus[self.vm] = SimQemu(vm, self.host, memory, QemuStatus.INCOMING)
+            self.host.halted.add(self.vm)
             return f"{self.host.name}/export"
 
         return await self.long_call("machine.start-incoming", start)
@@ -67,6 +70,11 @@ class SimTargetMachine(SimHooks):
 
     async def resume(self) -> float:
         """As the port says."""
+        current_process().check_alive()
+        qemu = self.host.qemus.get(self.vm)
+        if self.vm in self.host.halted and (qemu is None or qemu.status is QemuStatus.DEAD):
+            raise NeverRanError(f"vm {self.vm}", "its QEMU ended before it ran", "move it again")
+        self.host.halted.discard(self.vm)
         self._is_ours = True
         return await self.call("machine.resume", lambda: self.qemu().resume())
 

@@ -72,7 +72,7 @@ CASES = [
     ("target-loaded", "target-qemu", AT_SOURCE),
     ("target-loaded", "target-memory", AT_TARGET),
     ("target-loaded", "source-agent", SETTLED),
-    ("target-claimed", "target-qemu", LOST),
+    ("target-claimed", "target-qemu", AT_SOURCE),
     ("target-claimed", "target-agent", AT_TARGET),
 ]
 MORE_CASES = [

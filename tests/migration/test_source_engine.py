@@ -40,7 +40,7 @@ def good_event(state: SourceState) -> SourceEvent:
         return Measured(stats(10), READY)
     if Action.WRITE_ABORT in actions:
         return RecordKnown(record("a", RecordKind.ABORT))
-    if Action.AWAIT_FILLED in actions or Action.ASK_STATUS in actions:
+    if {Action.AWAIT_FILLED, Action.ASK_STATUS, Action.ASK_WHETHER_RUNNING} & set(actions):
         return TargetIs(HandoverState.DONE, "")
     return Performed()
 
@@ -131,8 +131,43 @@ def test_a_failure_of_the_commit_writes_the_abort_record_before_anything_is_undo
 def test_a_commit_whose_answer_was_lost_ends_as_done_if_the_targets_record_exists() -> None:
     state = begun(SourceState(plan(), step=SourceStep.COMMIT), 0)
     state = advance(advance(state, FAILURE, 0), RecordKnown(record("b")), 0)
-    assert state.step is SourceStep.QUIET and state.reason == ""
+    assert state.step is SourceStep.CONFIRM and state.reason == ""
+    assert advance(state, TargetIs(HandoverState.COMMITTED, "", runs=True), 0).step is SourceStep.QUIET
     assert steps(walk(state))[-1] is SourceStep.DONE
+
+
+def confirming(now_s: float = 0.0) -> SourceState:
+    """A source that knows that the target's record exists, and not whether the VM runs there."""
+    state = begun(SourceState(plan(), step=SourceStep.COMMIT, effects=frozenset({Effect.PAUSED, Effect.STEERED})), now_s)
+    return advance(advance(state, FAILURE, now_s), RecordKnown(record("b")), now_s)
+
+
+def test_a_copy_is_kept_until_the_target_says_that_the_vm_runs() -> None:
+    state = confirming()
+    for event in (FAILURE, TargetIs(HandoverState.COMMITTED, "")) * 20:
+        state = advance(state, event, 1.0)
+        assert state.step is SourceStep.CONFIRM and delay_s_of(state) > 0
+    silent = advance(state, FAILURE, 1.0 + plan().limits.status_hold_s)
+    assert silent.step is SourceStep.QUIET, "its record exists: after a long silence it is believed"
+
+
+def test_a_vm_that_is_given_back_runs_on_here_under_the_new_term() -> None:
+    given_back = record("a", term=5)
+    for state in (confirming(), SourceState(plan(), step=SourceStep.ASK, effects=frozenset(Effect))):
+        kept = advance(state, RecordKnown(given_back), 0)
+        assert kept.step is SourceStep.UNDO and Action.RESUME in kept.undo and may_resume(kept)
+        states = walk(kept)
+        assert states[-1].step is SourceStep.FAILED and "gave the VM back" in states[-1].reason and states[-1].record == given_back
+
+
+def test_a_vm_that_has_gone_on_from_the_target_is_handed_over() -> None:
+    state = advance(confirming(), RecordKnown(record("c", term=5)), 0)
+    assert state.step is SourceStep.DESTROY and steps(walk(state))[-1] is SourceStep.DONE
+
+
+def test_a_vm_that_a_third_host_took_over_is_not_asked_for_at_the_target() -> None:
+    state = advance(SourceState(plan(), step=SourceStep.RESOLVE), RecordKnown(record("c")), 0)
+    assert state.step is SourceStep.DESTROY and "host c" in state.reason
 
 
 def test_a_record_that_is_not_known_is_asked_for_again_and_again_ever_slower() -> None:
@@ -212,7 +247,7 @@ def test_a_restarted_agent_resolves_the_record_for_a_machine_that_is_paused() ->
     kept = advance(state, RecordKnown(record("a", RecordKind.ABORT)), 0)
     assert Action.RESUME in kept.undo
     gone = advance(state, RecordKnown(record("b")), 0)
-    assert gone.step is SourceStep.QUIET
+    assert gone.step is SourceStep.CONFIRM
 
 
 def test_a_restarted_agent_serves_on_if_its_memory_process_does() -> None:

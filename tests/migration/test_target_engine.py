@@ -14,6 +14,7 @@ from architect.migration.target_engine import (
     CutArrived,
     Failed,
     Held,
+    NeverRan,
     Performed,
     RecordKnown,
     Started,
@@ -118,6 +119,35 @@ def test_a_precopy_runs_at_once_and_a_postcopy_fills_first() -> None:
         assert state.step is TargetStep.FILL
         assert end(advance(state, FAILURE)).step is TargetStep.LOST
         assert advance(state, Performed()).step is TargetStep.RUNNING
+
+
+def dead_before_it_ran() -> TargetState:
+    return advance(advance(loaded(), RecordKnown(record("b"))), NeverRan("its QEMU ended"))
+
+
+def test_a_machine_that_died_before_it_ran_is_given_back_to_the_source() -> None:
+    state = dead_before_it_ran()
+    assert actions_of(state) == (TargetAction.GIVE_BACK,)
+    state = advance(state, RecordKnown(record("a", term=5)))
+    assert state.undo[0] is TargetAction.RELAY, "what waits here is the source's again"
+    ended = end(state)
+    assert ended.step is TargetStep.FAILED and "given back to host a" in ended.reason and not ended.owns
+
+
+def test_a_hand_back_is_asked_for_until_it_is_known_which_record_exists() -> None:
+    state = dead_before_it_ran()
+    for event in (FAILURE, AbortAsked("no")) * 20:
+        state = advance(state, event)
+        assert state.step is TargetStep.HAND_BACK
+    assert end(advance(state, RecordKnown(record("c", term=5)))).step is TargetStep.FAILED
+
+
+def test_a_machine_that_may_have_run_is_never_given_back() -> None:
+    state = advance(advance(loaded(), RecordKnown(record("b"))), FAILURE)
+    while not state.step.is_terminal:
+        assert TargetAction.GIVE_BACK not in actions_of(state)
+        state = advance(state, FAILURE)
+    assert state.step is TargetStep.LOST
 
 
 @settings(max_examples=300, deadline=None)

@@ -131,5 +131,5 @@ async def open_host(config: AgentConfig, changed: Callable[[], None]) -> Host:
     edge = EdgeClient(config.edge_address, config.edge_port, Path(config.tls_dir), f"agent:{config.name}", config.edge_name)
     return Host(
         config, facts, guest_files.boot, BaseStore(state_dir / "images"), datapath, edge,
-        DirectoryOwnershipLog(Path(config.ownership_dir)), SystemClock(), SystemEntropy(), memory, changed, {},
+        DirectoryOwnershipLog(Path(config.ownership_dir), is_shared=True), SystemClock(), SystemEntropy(), memory, changed, {},
     )  # fmt: skip

@@ -42,6 +42,7 @@ class HostedVm:
         self.parts: VmParts | None = None
         self.guest: GuestSession | None = None
         self.progress = ""
+        self.paused_because = ""
         self.machine_end = ""
         self.ended = asyncio.Event()
         self.taken_up = asyncio.Event()
@@ -79,12 +80,14 @@ class HostedVm:
             or record.end_state
             or VmState.LOST
         )
+        if state is VmState.RUNNING and self.paused_because:
+            state = VmState.PAUSED
         return VmObservation(
             record.id,
             state,
             record.term,
             record.spec,
-            record.reason,
+            record.reason or self.paused_because,
             record.exit_code,
             self.progress,
             pid,

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from architect.agent.control_link import ControlLink, dial_control
 from architect.agent.host import Host, open_host
+from architect.agent.lease_keeper import LeaseKeeper
 from architect.agent.moves import Moves
 from architect.agent.notice_watch import NoticeWatch
 from architect.agent.recovery import recover_all
@@ -82,6 +83,7 @@ async def _serve(host: Host, changed: _Changed) -> None:
             link = changed.link = ControlLink(dial_control(config), host.facts, service.report, service.handle)
             group.create_task(host.edge.run())
             group.create_task(moves.run())
+            group.create_task(LeaseKeeper(host, table, moves).run())
             group.create_task(_warm_up(host))
             await asyncio.sleep(0)
             await recover_all(host, table, moves, group)

@@ -93,6 +93,8 @@ class Moves:
             raise ConflictError(f"vm {vm.record.request.name}", f"is {state}", "move it when it runs")
         if request.target.name == self._host.config.name:
             raise ConflictError(f"vm {vm.record.request.name}", f"is on host {request.target.name} already", "choose another host")
+        if vm.paused_because:
+            raise ConflictError(f"vm {vm.record.request.name}", f"is paused: {vm.paused_because}", "move it when it runs")
         if vm.parts is None or not vm.parts.machine.is_running:
             raise ConflictError(f"vm {vm.record.request.name}", "has just ended or is being found again", "try again in a moment")
         await self.target.let_go(request.vm)  # or it would steer back, by the same term

@@ -4,6 +4,7 @@
 
     ROOT/VM/0000000007.json      record 7 of VM: JSON, at most 4 KiB, never changed
     ROOT/VM/.XXXXXXXX            a record on its way; a crash may leave it, nothing ever reads it
+    ROOT/ownership-log           says that this is the place, and not an empty mount point
 
 link(2) is atomic and fails where the name exists, on local file systems and on NFS, and the file it names was written and flushed
 before: so a record that can be seen is whole. The directory is flushed before any answer, so that what an answer says outlives a
@@ -26,7 +27,7 @@ import msgspec
 from architect.errors import CapacityError, HostError, OutcomeUnknownError, UnavailableError, UsageError
 from architect.migration.ownership_log import TermConflictError, check_successor, check_term
 from architect.model.ids import VmId, check_name
-from architect.model.ownership import OwnershipRecord
+from architect.model.ownership import OWNERSHIP_MARK, OwnershipRecord
 
 RECORD_BYTES_MAX = 4096
 ANSWER_DEADLINE_S = 10.0
@@ -45,11 +46,16 @@ class DamagedRecordError(HostError):
 
 
 class DirectoryOwnershipLog:
-    """An `OwnershipLog` in the directory `root`, made where it is missing."""
+    """An `OwnershipLog` in the directory `root`, made where it is missing.
 
-    def __init__(self, root: Path, deadline_s: float = ANSWER_DEADLINE_S) -> None:
+    :param is_shared: the directory comes from elsewhere and carries the file `OWNERSHIP_MARK`. Without it, as where a file
+        system is not mounted, nothing is answered: an empty directory would say that nobody owns anything.
+    """
+
+    def __init__(self, root: Path, deadline_s: float = ANSWER_DEADLINE_S, *, is_shared: bool = False) -> None:
         self._root = root
         self._deadline_s = deadline_s
+        self._is_shared = is_shared
 
     async def create(self, record: OwnershipRecord) -> OwnershipRecord:
         """See `OwnershipLog.create`."""
@@ -139,8 +145,16 @@ class DirectoryOwnershipLog:
 
     async def _in_thread(self, work: Callable[[], _Answer], late: UnavailableError) -> _Answer:
         """The answer of blocking work, or the error `late`; a file system that hangs keeps the thread, not the caller."""
+
+        def checked() -> _Answer:
+            if self._is_shared and not (self._root / OWNERSHIP_MARK).exists():
+                raise UnavailableError(
+                    f"ownership log at {self._root}", f"there is no {OWNERSHIP_MARK} in it", "see that it is mounted"
+                )
+            return work()
+
         try:
-            return await asyncio.wait_for(asyncio.to_thread(work), self._deadline_s)
+            return await asyncio.wait_for(asyncio.to_thread(checked), self._deadline_s)
         except TimeoutError as error:
             raise late from error
 

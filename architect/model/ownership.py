@@ -14,6 +14,9 @@ import msgspec
 
 from architect.model.ids import HostName, VmId
 
+OWNERSHIP_MARK = "ownership-log"
+"""The file that says of a directory that it is the ownership log, and not a place where it should be mounted."""
+
 
 class RecordKind(StrEnum):
     """What a record decides."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from architect.clouds.local.layout import (
@@ -16,6 +17,7 @@ from architect.clouds.local.layout import (
 )
 from architect.clouds.local.record import FabricRecord, HostRecord
 from architect.model.config import AgentConfig, ControlConfig, EdgeConfig, write_config
+from architect.model.ownership import OWNERSHIP_MARK
 from architect.runtime.tls import make_ca, make_certificate
 
 
@@ -62,6 +64,8 @@ def write_agent(folder: StateFolder, layout: FabricLayout, record: FabricRecord,
     _prepare(folder, home, f"agent:{host.name}")
     for shared in (folder.cache, folder.ownership):
         shared.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (folder.ownership / OWNERSHIP_MARK).touch()
+    _link(home / "ownership", folder.ownership)
     config = AgentConfig(
         fabric=layout.fabric,
         name=host.name,
@@ -80,11 +84,17 @@ def write_agent(folder: StateFolder, layout: FabricLayout, record: FabricRecord,
         edge_name=EDGE_NAME,
         edge_address=str(layout.edge_link.inner_address),
         edge_port=EDGE_PORT,
-        ownership_dir=str(folder.ownership),
+        ownership_dir=str(home / "ownership"),
         underlay_mtu=UNDERLAY_MTU,
     )
     write_config(home / "config.json", config)
     return home / "config.json"
+
+
+def _link(path: Path, target: Path) -> None:
+    """Each host has a way of its own to what all share, as it would have a mount: one that is cut cuts off that host only."""
+    with contextlib.suppress(FileExistsError):
+        path.symlink_to(target)
 
 
 def _prepare(folder: StateFolder, home: Path, common_name: str) -> None:

@@ -11,9 +11,9 @@ So a host that reaches either sees it, and an outage of the store alone, of the 
 
 The lease counts from when the question was *asked*, so it is no longer here than it is for whoever answered. Time is
 CLOCK_BOOTTIME, which counts while the machine is suspended, or the date where that has gone further: a hypervisor that pauses the
-machine stops its clocks, and sets the date right afterwards. A date set forward by hand costs a pause until the next answer, and no more. What two
-clocks may run apart (`DRIFT`) is taken off the length. What a thawed machine does before its agent runs cannot be held back from
-here; the edge refuses it.
+machine stops its clocks, and sets the date right afterwards. A date set forward by hand costs a pause until the next answer, and no
+more. What two clocks may run apart (`DRIFT`) is taken off the length. What the VMs of a thawed machine do before its agent runs
+cannot be held back from here; the edge refuses it.
 """
 
 from __future__ import annotations

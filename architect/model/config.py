@@ -51,9 +51,11 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`architect agent`: one host. `memory_bytes` is what its VMs may take together; `cache_dir` holds what hosts of a machine may
     share and rebuild (guest kernel, initramfs, templates); `ownership_dir` is the shared ownership log; `metadata_url` is where the
-    cloud's metadata server answers, as seen from the host, and `provider` (aws, gcp, azure) which protocol it speaks. `lease_s` is
-    how long VMs run on while the host reaches neither the ownership log nor the edge: longer than one slow answer of the log (10 s) and
-    the pause between two questions (3 s), short against what a user waits for a VM that another host has to bring back."""
+    cloud's metadata server answers, as seen from the host, and `provider` (aws, gcp, azure) which protocol it speaks.
+
+    `lease_s` is how long VMs run on while the host reaches neither the ownership log nor the edge: longer than one slow answer of
+    the log (10 s) and the pause between two questions (3 s), short against what it takes another host to bring a VM back.
+    """
 
     fabric: str
     name: str

@@ -202,9 +202,32 @@ class FaultRig:
         return str(config["address"])
 
     @contextlib.contextmanager
+    def cut_from_log(self, host: str) -> Iterator[None]:
+        """The host's way to the ownership log leads nowhere while the block runs, as if its file system were gone."""
+        way = StateFolder(self.rig.state_dir).host(host) / "ownership"
+        aside = way.with_name("ownership-aside")
+        way.rename(aside)
+        try:
+            yield
+        finally:
+            aside.rename(way)
+
+    @contextlib.contextmanager
+    def cut_from_edge(self, host: str) -> Iterator[None]:
+        """No packet passes between a host and the edge while the block runs."""
+        config: Any = json.loads((StateFolder(self.rig.state_dir).host(host) / "config.json").read_bytes())
+        with self._cut(self.address(host), str(config["edge_address"])):
+            yield
+
+    @contextlib.contextmanager
     def cut(self, one: str, other: str) -> Iterator[None]:
         """No packet passes between two hosts while the block runs; both reach everybody else."""
-        pairs = [(self.address(one), self.address(other)), (self.address(other), self.address(one))]
+        with self._cut(self.address(one), self.address(other)):
+            yield
+
+    @contextlib.contextmanager
+    def _cut(self, one: str, other: str) -> Iterator[None]:
+        pairs = [(one, other), (other, one)]
         self._filter("-I", pairs)
         try:
             yield

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from architect.clouds.local.layout import StateFolder
+from architect.migration.ownership_directory import DirectoryOwnershipLog
+from architect.model.ids import HostName, VmId
+from architect.model.ownership import OwnershipRecord, RecordKind
 from architect.testing.sample_images import busybox_image
 from tests.host.fabric_rig import FabricRig, fabric
 from tests.host.fault_rig import TICKS, FaultRig
@@ -13,6 +19,7 @@ from tests.host.fault_rig import TICKS, FaultRig
 pytestmark = [pytest.mark.host, pytest.mark.timeout(300)]
 
 SOURCE, TARGET = "aws-1", "gcp-1"
+LEASE_S = 15.0
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +62,36 @@ def test_a_vm_whose_target_machine_dies_before_it_ran_runs_on_at_the_source_with
     faults.assert_moves(name, TARGET)
     faults.assert_lives(name, vm)
     rig.remove(name)
+
+
+def test_a_host_that_reaches_neither_log_nor_edge_pauses_its_vms_and_goes_on_when_it_does(
+    rig: FabricRig, faults: FaultRig, busybox: str
+) -> None:
+    name = "leased"
+    vm = rig.run(busybox, name, "--host", SOURCE, "--publish", "7777:7777", *TICKS)["id"]
+    with faults.cut_from_log(SOURCE):
+        time.sleep(1.5 * LEASE_S)
+        before = len(faults.ticks(name))
+        rig.wait("it goes on without the log", lambda: len(faults.ticks(name)) > before)
+        assert faults.state(name) == "running"
+        with faults.cut_from_edge(SOURCE):
+            rig.wait("it is paused", lambda: faults.state(name) == "paused", 3 * LEASE_S)
+            assert "neither ownership log nor edge" in rig.inspect(name)["reason"]
+            stopped = len(faults.ticks(name))
+            time.sleep(2)
+            assert len(faults.ticks(name)) == stopped, "nothing runs"
+        rig.wait("the edge alone is enough", lambda: faults.state(name) == "running")
+    assert faults.assert_lives(name, vm) == SOURCE
+    rig.remove(name)
+
+
+def test_a_host_that_comes_back_to_a_newer_record_destroys_its_copy(rig: FabricRig, faults: FaultRig, busybox: str) -> None:
+    name = "taken"
+    vm = rig.run(busybox, name, "--host", SOURCE, "--publish", "7777:7777", *TICKS)["id"]
+    with faults.cut_from_log(SOURCE), faults.cut_from_edge(SOURCE):
+        rig.wait("it is paused", lambda: faults.state(name) == "paused", 3 * LEASE_S)
+        log = DirectoryOwnershipLog(StateFolder(rig.state_dir).ownership)
+        taken = OwnershipRecord(VmId(vm), 2, RecordKind.RUN, HostName(TARGET), "taker")
+        assert asyncio.run(log.create(taken)) == taken
+    rig.wait("its copy is destroyed", lambda: not rig.machine_processes(vm))
+    rig.command("rm", "--force", name)

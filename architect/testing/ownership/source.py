@@ -131,7 +131,8 @@ def word_of_target(state: State) -> str:
 
 
 def _undoes(state: State) -> Iterator[Step]:
-    """S keeps the VM: it runs, and then the edge is told."""
+    """S keeps the VM: it runs, and the edge is told."""
+    yield from steer(state, S, (own_term(state, S), S, ""))
     if state.sq == "paused":
         yield "S lets the VM run", state._replace(sq="running", head=state.head if state.n == "runs" else S, fit=False)
     elif state.sq == "running":

@@ -40,6 +40,8 @@ def _claims(state: State, rules: Rules) -> Iterator[Step]:
     if state.t_in:
         yield f"T takes in {words(state.t_in)}", _learnt(state, state.t_in)
         return
+    if state.t == "recover" and state.tq in ("halted", "none"):
+        yield "T finds that nothing was loaded", state._replace(t="undo")
     if state.isolated == T:
         return
     kind, host = (RUN, T) if state.t == "claim" and state.tq == "loaded" else (ABORT, S)

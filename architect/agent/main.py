@@ -85,7 +85,7 @@ async def _serve(host: Host, changed: _Changed) -> None:
             group.create_task(moves.run())
             group.create_task(LeaseKeeper(host, table, moves).run())
             group.create_task(_warm_up(host))
-            await asyncio.sleep(0)
+            await moves.ready.wait()
             await recover_all(host, table, moves, group)
             group.create_task(notices.run())
             group.create_task(link.run())

@@ -55,16 +55,20 @@ class Moves:
         self.target = HandoverTarget(host.facts, self, host.clock, host.entropy)
         self._holds = HoldPoints(Path(host.config.state_dir))
         self._peers = 0
+        self.ready = asyncio.Event()
 
     async def run(self) -> None:
-        """Serve other agents and own all handovers, until cancelled."""
+        """Serve other agents and own all handovers, until cancelled. From `ready` on handovers can be taken up."""
         context = server_context(Path(self._host.config.tls_dir))
         config = self._host.config
-        server = await asyncio.start_server(self._serve_peer, config.address, config.migration_port, ssl=context, limit=8 << 20)
-        async with server, asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as group:
             group.create_task(self.source.run())
             group.create_task(self.target.run())
-            await server.serve_forever()
+            await asyncio.sleep(0)
+            self.ready.set()
+            server = await asyncio.start_server(self._serve_peer, config.address, config.migration_port, ssl=context, limit=8 << 20)
+            async with server:
+                await server.serve_forever()
 
     async def _serve_peer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         name = peer_name(writer)

@@ -54,10 +54,11 @@ def test_a_vm_whose_target_machine_dies_before_it_ran_runs_on_at_the_source_with
                 faults.kill(faults.agent(TARGET))
         status, words = move.outcome()
         print(f"{mode}: exit {status}: {words[-300:]}")
-        assert faults.assert_lives(name, vm) == SOURCE
+        rig.wait("it runs at the source", lambda: (faults.state(name), rig.inspect(name)["host"]) == ("running", SOURCE))
         flow.sendall(b"after\n")
         assert flow.recv(100) == b"after\n", "the flow that was open before the move goes on"
     assert status != 0 and ("before it ran" in words or is_agent_killed), words
+    assert faults.assert_lives(name, vm) == SOURCE
     assert rig.inspect(name)["term"] == 3, "record 2 is the target's, record 3 gave the VM back"
     faults.assert_moves(name, TARGET)
     faults.assert_lives(name, vm)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from architect.migration.found_vm import FoundVerdict, resolve_found_paused, resolve_found_running
 from architect.model.ids import HostName
 from architect.model.ownership import RecordKind
@@ -32,3 +34,35 @@ def test_a_running_vm_runs_on_unless_the_log_says_that_it_is_anothers() -> None:
     assert resolve_found_running(A, record("a")) is FoundVerdict.RUN
     assert resolve_found_running(A, None) is FoundVerdict.RUN
     assert resolve_found_running(A, record("b")) is FoundVerdict.DESTROY
+
+
+HERE, THERE = "a", "b"
+FOUND = [
+    # newest record: kind, host | serving | found paused, found running
+    (RecordKind.RUN, HERE, False, FoundVerdict.RUN, FoundVerdict.RUN),
+    (RecordKind.RUN, HERE, True, FoundVerdict.RUN, FoundVerdict.RUN),
+    (RecordKind.ABORT, HERE, False, FoundVerdict.RUN, FoundVerdict.RUN),
+    (RecordKind.ABORT, HERE, True, FoundVerdict.RUN, FoundVerdict.RUN),
+    (RecordKind.RUN, THERE, False, FoundVerdict.DESTROY, FoundVerdict.DESTROY),
+    (RecordKind.RUN, THERE, True, FoundVerdict.SERVE, FoundVerdict.DESTROY),
+    (RecordKind.ABORT, THERE, False, FoundVerdict.DESTROY, FoundVerdict.DESTROY),
+    (RecordKind.ABORT, THERE, True, FoundVerdict.DESTROY, FoundVerdict.DESTROY),
+    (RecordKind.END, HERE, False, FoundVerdict.DESTROY, FoundVerdict.DESTROY),
+    (RecordKind.END, HERE, True, FoundVerdict.DESTROY, FoundVerdict.DESTROY),
+    (RecordKind.END, THERE, False, FoundVerdict.DESTROY, FoundVerdict.DESTROY),
+    (RecordKind.END, THERE, True, FoundVerdict.DESTROY, FoundVerdict.DESTROY),
+]
+
+
+@pytest.mark.parametrize(("kind", "host", "is_serving", "paused", "running"), FOUND)
+def test_every_record_decides_what_becomes_of_a_vm_that_is_found(
+    kind: RecordKind, host: str, is_serving: bool, paused: FoundVerdict, running: FoundVerdict
+) -> None:
+    assert resolve_found_paused(A, record(host, kind), is_serving=is_serving) is paused
+    assert resolve_found_running(A, record(host, kind)) is running
+
+
+def test_no_record_and_no_state_is_left_out() -> None:
+    assert {row[:3] for row in FOUND} == {
+        (kind, host, is_serving) for kind in RecordKind for host in (HERE, THERE) for is_serving in (True, False)
+    }

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from architect.errors import HostError, OutcomeUnknownError, UnavailableError, UsageError
 from architect.migration.ownership_directory import RECORD_BYTES_MAX, DamagedRecordError, DirectoryOwnershipLog
 from architect.model.ids import HostName
-from architect.model.ownership import OwnershipRecord, RecordKind
+from architect.model.ownership import OWNERSHIP_MARK, OwnershipRecord, RecordKind
 from architect.testing.ownership_conformance import VM, record
 
 
@@ -150,3 +150,17 @@ def test_a_file_system_that_hangs_holds_nobody_up(tmp_path: Path) -> None:
 
     asyncio.run(ask())
     release.join()
+
+
+def test_a_log_whose_file_system_is_not_mounted_says_nothing(tmp_path: Path) -> None:
+    """An empty mount point would say that nobody owns anything, and take the next first record."""
+    log = DirectoryOwnershipLog(tmp_path, is_shared=True)
+    with pytest.raises(UnavailableError, match="mounted"):
+        asyncio.run(log.latest(VM))
+    with pytest.raises(UnavailableError, match="mounted"):
+        asyncio.run(log.read(VM, 1))
+    with pytest.raises(UnavailableError, match="mounted"):
+        asyncio.run(log.create(record(1)))
+    assert not list(tmp_path.iterdir())
+    (tmp_path / OWNERSHIP_MARK).touch()
+    assert asyncio.run(log.latest(VM)) is None

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
-
 import msgspec
 import pytest
 
+from architect.model.handover_state import MigrationMode
 from architect.model.ownership import OwnershipRecord, RecordKind
 from architect.testing.ownership.projection import compare
 from architect.testing.sim_events import EventKind
-from architect.testing.sim_scenario import HOSTS, draw_scenario
+from architect.testing.sim_scenario import HOSTS, Move, draw_scenario
 from architect.testing.sim_store import SimOwnershipPort
 from architect.testing.simulator import VM, Simulation, simulate
 
 SEEDS = 30
 SEEDS_SOAK = 1000
-GIVEN_BACK = 5
-"""A seed in which the target's QEMU dies between its record and the resume."""
+PLAIN = msgspec.structs.replace(draw_scenario(16), moves=(Move(1, MigrationMode.PRECOPY, None, False),), faults=())
+"""One move, and no fault."""
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, 10))
@@ -35,16 +34,26 @@ def test_every_step_of_many_runs_is_one_that_the_model_allows() -> None:
         assert deviation is None, f"seed {seed}: {deviation}"
 
 
-def test_a_vm_is_given_back_in_a_run_and_the_model_allows_it() -> None:
-    result = simulate(draw_scenario(GIVEN_BACK))
-    created = [event.record for event in result.events if event.kind is EventKind.RECORD_CREATED and event.record is not None]
-    backs = [after for before, after in itertools.pairwise(created) if after.kind is RecordKind.RUN and _is_back(before, after)]
-    assert backs, "the seed still shows it"
-    assert not result.is_lost and compare(result.events, VM, HOSTS[0]) is None
+def test_a_vm_is_given_back_in_a_run_and_the_model_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = SimOwnershipPort.create
+    killed: list[str] = []
 
+    def sabotage(simulation: Simulation) -> None:
+        async def deadly(port: SimOwnershipPort, record: OwnershipRecord) -> OwnershipRecord:
+            """The target's QEMU is killed when its record exists, and before it is told to run."""
+            existing = await create(port, record)
+            if existing == record and record.kind is RecordKind.RUN and not killed:
+                killed.append(port.host)
+                simulation.hosts[port.host].qemus[VM].die()
+            return existing
 
-def _is_back(before: OwnershipRecord, after: OwnershipRecord) -> bool:
-    return before.kind is RecordKind.RUN and before.migration == after.migration and before.host != after.host
+        monkeypatch.setattr(SimOwnershipPort, "create", deadly)
+
+    result = simulate(PLAIN, sabotage)
+    backs = [event.record for event in result.events if event.kind is EventKind.RECORD_CREATED and event.term == 3]
+    assert killed and backs and backs[0] is not None and (backs[0].kind, backs[0].host) == (RecordKind.RUN, HOSTS[0])
+    assert not result.is_lost, "the source's copy goes on"
+    assert compare(result.events, VM, HOSTS[0]) is None
 
 
 def test_a_source_that_runs_again_without_its_record_leaves_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,14 +78,14 @@ def test_a_source_that_runs_again_without_its_record_leaves_the_model(monkeypatc
     ("kind", "term"), [(EventKind.RESUME, 0), (EventKind.PAUSE, 0), (EventKind.STEER, 1), (EventKind.RECORD_CREATED, 2)]
 )
 def test_a_step_left_out_of_a_run_is_missed(kind: EventKind, term: int) -> None:
-    events = simulate(draw_scenario(8)).events
+    events = simulate(PLAIN).events
     assert compare(events, VM, HOSTS[0]) is None
     last = max(index for index, event in enumerate(events) if (event.kind, event.term) == (kind, term))
     assert compare((*events[:last], *events[last + 1 :]), VM, HOSTS[0]) is not None
 
 
 def test_a_step_of_another_host_is_not_taken_for_the_owners() -> None:
-    events = simulate(draw_scenario(8)).events
+    events = simulate(PLAIN).events
     index = next(index for index, event in enumerate(events) if event.kind is EventKind.RECORD_CREATED and event.term == 2)
     record = events[index].record
     assert record is not None

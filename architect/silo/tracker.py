@@ -18,7 +18,7 @@ import numpy as np
 
 from architect.errors import HostError, NotFoundError
 from architect.model.sizes import PAGE_BYTES
-from architect.silo.page_runs import Pages, no_pages
+from architect.silo.page_runs import Pages, no_pages, run_list
 from architect.silo.pagemap_scan import PagemapScanner
 from architect.silo.ram_file import RamFile
 from architect.silo.userfault import MODE_MISSING, MODE_WP, Userfault
@@ -116,6 +116,24 @@ class Tracker:
         while at < count:
             done = self.userfault.install(self.address_of(first + at), source, (count - at) * PAGE_BYTES)
             at += done // PAGE_BYTES + 1
+
+    def install_new(self, pages: Pages, source: int) -> Pages:
+        """Make `pages` present with the bytes at our address `source`, one behind the other; nobody waits for them.
+
+        Returns the places in `pages` of those that exist already; they are left as they are.
+        """
+        present: list[int] = []
+        begin = 0
+        for first, count in run_list(pages):
+            at = 0
+            while at < count:
+                origin = source + (begin + at) * PAGE_BYTES
+                at += self.userfault.install(self.address_of(first + at), origin, (count - at) * PAGE_BYTES) // PAGE_BYTES
+                if at < count:
+                    present.append(begin + at)
+                    at += 1
+            begin += count
+        return np.array(present, np.int64)
 
     def wake(self, first: int, count: int) -> None:
         """Let who waits for these pages try again."""

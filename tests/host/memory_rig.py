@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -79,6 +80,11 @@ class Guest:
     def check(self) -> None:
         answer = self._say("check")
         assert answer == "good", answer
+
+    def mapped_pages(self) -> int:
+        """How many pages of the RAM are in its page table."""
+        sections = Path(f"/proc/{self.process.pid}/smaps").read_text().split("/memfd:")[1:]
+        return sum(int(kib) for section in sections for kib in re.findall(r"^Rss: +(\d+) kB", section, re.MULTILINE)[:1]) // 4
 
     def kill(self) -> None:
         self.process.kill()

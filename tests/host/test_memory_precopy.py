@@ -39,6 +39,19 @@ def test_a_guest_that_writes_all_the_time_arrives_without_a_stale_or_torn_page(s
         asyncio.run(move())
 
 
+def test_a_moved_guest_finds_its_pages_in_its_page_table() -> None:
+    async def move() -> None:
+        async with pair(made) as (source, target):
+            bulk = await source.memory.bulk()
+            cut = await source.memory.cut(postcopy=False)
+            await target.memory.apply_cut(cut.root, postcopy=False)
+            assert target.guest.mapped_pages() >= bulk.pages
+            target.guest.check()
+
+    with rig() as made:
+        asyncio.run(move())
+
+
 def test_zeros_of_a_moved_guest_are_filled_extent_by_extent_and_cost_the_move_nothing() -> None:
     async def move() -> None:
         async with pair(made, fill=0) as (source, target):

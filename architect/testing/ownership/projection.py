@@ -103,10 +103,11 @@ def _fewest(places: Iterable[Place]) -> tuple[Place, ...]:
 
 def _after(place: Place, seen: Seen) -> Iterator[Place]:
     """The places after an event, hidden steps before it included."""
+    host = str(seen[-1])
     if _changes_nothing(place, seen):
         yield place
-        return
-    host = str(seen[-1])
+        if seen[0] not in ("agent-crash", EventKind.DESTROY.value):
+            return  # the other two may be of the target of a move that nobody has seen yet
     for start in _starts(place, host):
         if not start.target and host != start.source:
             start = msgspec.structs.replace(start, target=host)
@@ -129,11 +130,13 @@ def _starts(place: Place, host: str) -> Iterator[Place]:
 
 
 def _changes_nothing(place: Place, seen: Seen) -> bool:
-    """Whether the event says nothing new: an edge that is told again, an agent that has no part, or starts and was not down."""
+    """Whether the event says nothing new: an edge told again, a host without a part, an agent that starts and was not down."""
     word, host = seen[0], str(seen[-1])
     role = {place.source: S, place.target: T}.get(host) if host else None
     if word == "steer":
         return role is not None and place.state.edge[:2] == (int(seen[1]) - place.shift, role)
+    if word == EventKind.DESTROY.value:
+        return role is None  # what a target of an earlier move had left
     if word in ("agent-crash", "agent-restart"):
         agent = {S: place.state.s, T: place.state.t}.get(role or "", "off")
         return agent in ("off", "gone", "over", "lost") or (word == "agent-restart" and agent != "down")
@@ -194,6 +197,9 @@ def _steps(state: State) -> tuple[tuple[Seen, State], ...]:
     found = [(observable(state, after), after) for ways in (steps(state, Rules()), faults(state)) for _, after in ways]
     if state.t in ("wait", "undo") and state.tq == "halted":
         found.append(((), state._replace(tq="none")))  # it had not been started
+    if state.t == "runs" and state.tq == "running" and state.prepare:
+        # A page that can never come: the run's memory process was killed, and memory is no part of the model.
+        found.append(((EventKind.DESTROY.value, T), state._replace(t="lost", tq="none", prepare=False)))
     return tuple(dict.fromkeys(found))
 
 

@@ -10,6 +10,7 @@ Versions: the first message on every channel carries `PROTOCOL_VERSION`; both si
 from __future__ import annotations
 
 import struct
+import threading
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -22,6 +23,7 @@ BODY_BYTES_MAX = 4 << 20
 PREFIX = struct.Struct(">II")
 
 MessageT = TypeVar("MessageT")
+_learning = threading.Lock()
 
 
 class FrameError(PeerError):
@@ -39,7 +41,10 @@ class FrameCodec(Generic[MessageT]):
 
     def __init__(self, union: Any, peer: str) -> None:
         self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(union)
+        # msgspec learns a struct when its first decoder is made, and shows it to other threads before it knows all of it: a decoder
+        # that another thread makes meanwhile ends the process by a NULL pointer (0.22, `mpack_decode`).
+        with _learning:
+            self._decoder = msgspec.msgpack.Decoder(union)
         self.peer = peer
 
     def encode(self, message: MessageT, body_bytes: int = 0) -> bytes:

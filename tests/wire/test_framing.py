@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -61,3 +63,46 @@ def test_a_truncated_head_is_refused_at_every_length() -> None:
             envelope.decode(whole[:length])
     failure = Failure(1, "conflict", "vm a", "moves", "wait")
     assert envelope.decode(envelope.encode(failure)[PREFIX.size :]) == failure
+
+
+class _SlowToLearn(type):
+    """A type that msgspec learns only when `is_told` is set; `is_asked`: it has begun."""
+
+    is_asked = threading.Event()
+    is_told = threading.Event()
+
+    @property
+    def __origin__(cls) -> object:
+        if not cls.is_asked.is_set():
+            cls.is_asked.set()
+            assert cls.is_told.wait(20)
+        raise AttributeError
+
+
+class _Slow(metaclass=_SlowToLearn):
+    """What a message has that is being learned."""
+
+
+class _SlowMessage(msgspec.Struct, tag=True):
+    number: int
+    slow: _Slow | None = None
+
+
+def test_a_codec_is_not_made_of_a_struct_that_another_thread_is_just_learning() -> None:
+    """Two streams that open at once: with a half-known struct msgspec ends the whole memory process."""
+    made = []
+
+    def make() -> None:
+        codec: FrameCodec[_SlowMessage] = FrameCodec(_SlowMessage, "peer x")
+        made.append(codec.decode(codec.encode(_SlowMessage(7))[PREFIX.size :]))
+
+    first, second = threading.Thread(target=make), threading.Thread(target=make)
+    first.start()
+    assert _SlowToLearn.is_asked.wait(20)
+    second.start()
+    second.join(0.2)
+    assert made == [], "the second did not wait"
+    _SlowToLearn.is_told.set()
+    first.join()
+    second.join()
+    assert made == [_SlowMessage(7)] * 2

@@ -1,5 +1,6 @@
 # make demo    sets everything up and moves a running VM over five hops
 # make test    sets everything up and runs all tests that this machine can run, by WORKERS processes (0: by one, in order)
+# make soak    runs the long tests; SEEDS=A..B JOBS=N for the simulation
 # make bench   runs the benchmarks; NAME=migration for one, FULL=1 for all that it knows (hours); JSON under out/bench/
 # make check   the style checks: ruff, mypy, import-linter, tidy
 SHELL := /bin/bash

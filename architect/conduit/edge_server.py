@@ -3,12 +3,16 @@
 Names come from the client's certificate: `control` may do all, `agent:HOST` may steer, ping and read. A change is computed on the
 pure table, stored, put into the datapath, then answered; all that happens in one step of the event loop, so requests never mix. A
 process that dies in between finds the stored table when it starts again and makes the datapath equal to it.
+
+A client's requests take effect in the order in which it made them: its next connection ends the one before. Else a steer that
+waits in an old connection (the edge was frozen, or the path was) would undo a newer one of the same term.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from architect.conduit import edge_table
@@ -83,6 +87,7 @@ class EdgeServer:
         self._ports = ports
         self._facts = EdgeFacts(ports.public_addresses, underlay_address)
         self._table = EdgeTable()
+        self._visits: dict[str, EdgeVisit] = {}
 
     def restore(self) -> None:
         """Take up the stored table and make the datapath equal to it.
@@ -96,17 +101,26 @@ class EdgeServer:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection until it ends."""
         client = peer_name(writer)
-
-        async def handle(message: EdgeMessage, _body: bytes, call: Call | None) -> EdgeMessage | None:
-            if call is None:
-                raise PeerError(client, "sent a note", "send requests to an edge")
-            return self.answer(message, client)
-
-        channel = Channel(reader, writer, EdgeMessage, handle, client or "unnamed client")
+        visit = EdgeVisit(self, client, writer.close)
+        channel = Channel(reader, writer, EdgeMessage, visit.handle, client or "unnamed client")
         try:
             await channel.run()
         except ArchitectError as error:
             _log.warning("connection ended: %s", error)
+        finally:
+            if self._visits.get(client) is visit:
+                del self._visits[client]
+
+    def replace_visit(self, visit: EdgeVisit) -> None:
+        """This is its client's connection from now on; the one before ends."""
+        older = self._visits.get(visit.client)
+        self._visits[visit.client] = visit
+        if older is not None and older is not visit:
+            older.close()
+
+    def is_replaced(self, visit: EdgeVisit) -> bool:
+        """Whether the client has opened a newer connection."""
+        return self._visits.get(visit.client, visit) is not visit
 
     def answer(self, message: EdgeMessage, client: str) -> EdgeMessage:
         """The answer to a client's request.
@@ -184,3 +198,30 @@ class EdgeServer:
                 await asyncio.to_thread(self._datapath.age_flows, timeouts)
             except ArchitectError as error:
                 _log.warning("aging of flows: %s", error)
+
+
+class EdgeVisit:
+    """One connection of a client.
+
+    :param client: the name in its certificate.
+    :param close: ends the connection.
+    """
+
+    def __init__(self, server: EdgeServer, client: str, close: Callable[[], None]) -> None:
+        self._server = server
+        self.client = client
+        self.close = close
+
+    async def handle(self, message: EdgeMessage, _body: bytes, call: Call | None) -> EdgeMessage | None:
+        """Serve one request (a `runtime.rpc` handler).
+
+        Raises:
+            PeerError: it is none, or comes late: the client has opened another connection since.
+        """
+        if call is None:
+            raise PeerError(self.client, "sent a note", "send requests to an edge")
+        if isinstance(message, EdgeHello):
+            self._server.replace_visit(self)
+        if self._server.is_replaced(self):
+            raise PeerError(self.client, "asks on a connection that a newer one has replaced", "ask on the newest one")
+        return self._server.answer(message, self.client)

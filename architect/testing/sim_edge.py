@@ -6,6 +6,7 @@ Its process may be killed: the next one restores the stored table, as the real o
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,15 +14,16 @@ import msgspec
 from architect.conduit.edge_datapath import EdgeRoute
 from architect.conduit.edge_server import EdgeServer
 from architect.conduit.edge_store import EdgeStore
-from architect.conduit.edge_table import EdgePorts, EdgeTable
+from architect.conduit.edge_table import EdgePorts, EdgeRecord, EdgeTable
 from architect.conduit.flow_aging import FlowTimeouts
-from architect.errors import ConflictError
+from architect.errors import ConflictError, UnavailableError
 from architect.model.ids import VmId
 from architect.testing.sim_events import EventKind
 from architect.wire.edge_messages import DefineVm, Steer
 
 if TYPE_CHECKING:
     from architect.testing.sim_machine import SimVm
+    from architect.testing.sim_network import SimEnd
     from architect.testing.sim_store import SimService
 
 PORTS = EdgePorts(("203.0.113.1",), 7401)
@@ -83,12 +85,43 @@ class SimEdge:
         self.service = service
         self._names = names
         self._store = SimEdgeStore()
+        self._indexed = self._store.table
+        self._index: dict[VmId, EdgeRecord] = {}
+        self.connections: list[SimEnd] = []
+        self._asked: Counter[str] = Counter()
+        self._heard: Counter[str] = Counter()
         self.restart()
 
     def restart(self) -> None:
         """Another process takes up the stored table."""
         self.server = EdgeServer(_NoDatapath(), self._store, PORTS, UNDERLAY_ADDRESS)
         self.server.restore()
+        self.service.is_down = False
+
+    def crash(self, restart_s: float) -> None:
+        """Its process is killed, and started again after a while; packets go on meanwhile."""
+        self.service.world.say("edge", "killed")
+        self.service.world.note(EventKind.CRASH, "edge")
+        self.service.is_down = True
+        for end in self.connections:
+            end.close()
+        self.connections = []
+        self.service.world.loop.call_later(restart_s, self.restart)
+
+    def ask(self, asker: str) -> int:
+        """A host makes a request: its number."""
+        self._asked[asker] += 1
+        return self._asked[asker]
+
+    def hear(self, asker: str, number: int) -> None:
+        """A host's request arrives. One that was late has lost its connection: see `EdgeServer`.
+
+        Raises:
+            UnavailableError: a later one of the host has arrived before.
+        """
+        if number < self._heard[asker]:
+            raise UnavailableError("edge", "the connection has ended", "ask on the newest one")
+        self._heard[asker] = number
 
     def define(self, vm: SimVm) -> None:
         """The VM exists, as the control plane says."""
@@ -97,7 +130,10 @@ class SimEdge:
 
     def entry(self, vm: VmId) -> EdgeEntry | None:
         """Where the VM's packets go; None if it is not known here, or nowhere."""
-        record = self._store.table.find(vm)
+        table = self._store.table
+        if table is not self._indexed:
+            self._indexed, self._index = table, {record.vm: record for record in table.records}
+        record = self._index.get(vm)
         if record is None or not record.host:
             return None
         return EdgeEntry(record.term, self._names[record.host], self._names.get(record.previous, ""))
@@ -131,9 +167,10 @@ class SimEdgePort:
 
     async def steer(self, term: int, host: str, previous: str) -> None:
         """As the port says."""
-        entry, service = EdgeEntry(term, host, previous), self._edge.service
+        entry, service, number = EdgeEntry(term, host, previous), self._edge.service, self._edge.ask(self._host)
 
         def change() -> None:
+            self._edge.hear(self._host, number)
             self._edge.steer(service.world.vms[self._vm], entry, self._host)
 
         await service.ask(self._host, f"edge.steer {term} {host}", change, self._vm)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from architect.testing.sim_process import SimProcess
-from architect.testing.sim_scenario import Fault, FaultKind
+from architect.testing.sim_scenario import AT_POINT, Fault, FaultKind
 
 if TYPE_CHECKING:
     from architect.testing.simulator import Simulation
@@ -28,7 +28,13 @@ class FaultPlayer:
 
     def begin(self, move: int) -> None:
         """Count the calls of this move from here on."""
-        self._begun[move] = self._simulation.world.call_count
+        simulation = self._simulation
+        self._begun[move] = simulation.world.call_count
+        for fault in [fault for fault in self._left if fault.move == move and fault.phase == AT_POINT]:
+            self._left.remove(fault)
+            is_source = fault.kind is FaultKind.KILL_SOURCE_AGENT
+            host = simulation.hosts[simulation.source_name if is_source else simulation.target_name]
+            host.process.crash_after(fault.call)
 
     def stop(self) -> None:
         """No fault strikes any more."""
@@ -66,9 +72,16 @@ class FaultPlayer:
             case FaultKind.CUT_NETWORK | FaultKind.RESET_NETWORK:
                 resets = fault.kind is FaultKind.RESET_NETWORK
                 simulation.network.cut(source.name, target.name, fault.duration_s, resets=resets)
-            case FaultKind.STORE_DEAF | FaultKind.STORE_DUMB:
+            case FaultKind.CUT_ONE_WAY:
+                ends = (source.name, target.name) if fault.on_source else (target.name, source.name)
+                simulation.network.cut(*ends, fault.duration_s, is_one_way=True)
+            case FaultKind.FREEZE_SOURCE:
+                world.freeze(source.name, fault.duration_s)
+            case FaultKind.FREEZE_TARGET:
+                world.freeze(target.name, fault.duration_s)
+            case FaultKind.STORE_DEAF | FaultKind.STORE_DUMB | FaultKind.STORE_LATE:
                 simulation.store.trouble(fault.kind.value.split("-")[1], host.name, fault.duration_s)
-            case FaultKind.EDGE_DEAF | FaultKind.EDGE_DUMB:
+            case FaultKind.EDGE_DEAF | FaultKind.EDGE_DUMB | FaultKind.EDGE_LATE:
                 simulation.edge_service.trouble(fault.kind.value.split("-")[1], host.name, fault.duration_s)
             case FaultKind.SLOW:
                 world.slowness[host.name] = SLOWNESS

@@ -136,7 +136,7 @@ class SimHost:
         qemu = self.qemus.get(vm)
         if qemu is None or qemu.status is QemuStatus.DEAD:
             return
-        self.world.judge.excuse(vm, f"QEMU at {self.name} was killed")
+        self._excuse(vm, "QEMU was killed")
         qemu.die()
         if self.agent is not None:
             self.agent.machine_ended(vm)
@@ -146,7 +146,7 @@ class SimHost:
         memory = self.memories.get(vm)
         if memory is None or not memory.is_alive:
             return
-        self.world.judge.excuse(vm, f"memory process at {self.name} was killed")
+        self._excuse(vm, "memory process was killed")
         memory.die()
         self.world.note(EventKind.CRASH, f"memory {self.name}", vm, host=self.name)
         self.world.loop.call_later(MEMORY_RESTART_S, self._restart_memory, vm, memory)
@@ -163,10 +163,19 @@ class SimHost:
         self.agent = None
         for vm, qemu in self.qemus.items():
             if qemu.status is not QemuStatus.DEAD:
-                self.world.judge.excuse(vm, f"host {self.name} went ({why})")
+                self._excuse(vm, why)
                 qemu.die()
         for memory in self.memories.values():
             memory.vanish()
+
+    def _excuse(self, vm: VmId, why: str) -> None:
+        """What ends here may lose the VM only if the VM is here, or may be in an instant, or still needs what is here."""
+        qemu, memory, newest = self.qemus.get(vm), self.memories.get(vm), self.ownership.newest(vm)
+        owns = newest is not None and newest.host == self.name
+        is_loaded = qemu is not None and qemu.status is QemuStatus.INCOMING and qemu.counter >= 0
+        serves = (qemu is not None and qemu.exports_snapshot) or (memory is not None and memory.is_serving())
+        if owns or is_loaded or serves:
+            self.world.judge.excuse(vm, f"{why} at {self.name}")
 
     def accept(self, end: SimEnd, source: str) -> bool:
         """A connection from another host's agent."""

@@ -34,10 +34,21 @@ class FaultKind(StrEnum):
     EDGE_DEAF = "edge-deaf"
     EDGE_DUMB = "edge-dumb"
     SLOW = "slow"
+    STORE_LATE = "store-late"
+    EDGE_LATE = "edge-late"
+    FREEZE_SOURCE = "freeze-source"
+    FREEZE_TARGET = "freeze-target"
+    CUT_ONE_WAY = "cut-one-way"
+
+
+AT_POINT = "point"
+"""A fault's phase: its process dies at its `call`th scheduling point of the move."""
+POINTS_PER_MOVE = 500
+HAVE_POINTS = (FaultKind.KILL_SOURCE_AGENT, FaultKind.KILL_TARGET_AGENT)
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """One fault: at call `call` of move `move`, in phase `before` or `after` its effect, for `duration_s`."""
+    """One fault: at call `call` of move `move`, in phase `before` or `after` its effect (or `AT_POINT`), for `duration_s`."""
 
     kind: FaultKind
     move: int
@@ -96,11 +107,13 @@ def _draw_move(rng: random.Random) -> Move:
 
 
 def _draw_fault(rng: random.Random, move_count: int) -> Fault:
+    kind = rng.choice(list(FaultKind))
+    at_point = kind in HAVE_POINTS and rng.random() < 0.6
     return Fault(
-        kind=rng.choice(list(FaultKind)),
+        kind=kind,
         move=rng.randrange(move_count),
-        call=rng.randint(1, CALLS_PER_MOVE),
-        phase=rng.choice(["before", "after"]),
+        call=rng.randint(1, POINTS_PER_MOVE if at_point else CALLS_PER_MOVE),
+        phase=AT_POINT if at_point else rng.choice(["before", "after"]),
         duration_s=rng.choice([0.3, 2.0, 8.0, 45.0]),
         on_source=rng.random() < 0.6,
     )

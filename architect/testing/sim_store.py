@@ -26,6 +26,7 @@ class SimService:
         self.name = name
         self.network = network
         self.late: set[str] = set()
+        self.is_down = False
         self.deaf: set[str] = set()
         self.dumb: set[str] = set()
 
@@ -38,7 +39,7 @@ class SimService:
 
     def hears(self, host: str) -> bool:
         """Whether a request of the host arrives."""
-        return host not in self.deaf and self.network.passes(host, self.name)
+        return not self.is_down and host not in self.deaf and self.network.passes(host, self.name)
 
     def answers(self, host: str) -> bool:
         """Whether an answer arrives at the host."""

@@ -18,8 +18,10 @@ from architect.errors import HostError
 from architect.model.ids import VmId
 from architect.testing.sim_events import EventKind, SimEvent
 from architect.testing.sim_process import SimProcess, running_process, stepped
+from architect.testing.sim_result import Result
 from architect.testing.sim_trace import TraceLine
 from architect.testing.virtual_clock import START_S, SimTask, VirtualLoop
+from architect.wire.agent_messages import MigrationReport
 
 if TYPE_CHECKING:
     from architect.testing.sim_machine import SimVm
@@ -72,6 +74,19 @@ class World:
     def note(self, kind: EventKind, party: str, vm: str = "", **details: Any) -> None:
         """Something happened that ownership is about; `details` are the event's other fields."""
         self.events.append(SimEvent(self.loop.now_s - START_S, kind, party, vm, **details))
+
+    def result(self, scenario: Any, reports: list[MigrationReport], facts: dict[str, int]) -> Result:
+        """The verdict of the run that ends now."""
+        return Result(
+            scenario,
+            tuple(self.judge.violations),
+            tuple(reports),
+            facts,
+            self.call_count,
+            self.loop.now_s - START_S,
+            tuple(self.trace),
+            tuple(self.events),
+        )
 
     def spawn(self, work: Awaitable[ResultT]) -> asyncio.Task[ResultT]:
         """Run `work` outside of all processes."""

@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import msgspec
-
 from architect.agent.vm_record import VmPhase
 from architect.errors import ArchitectError, NotFoundError
 from architect.migration import HandoverLimits
@@ -22,16 +20,15 @@ from architect.model.image import BaseDiskRef, ProcessConfig
 from architect.model.ownership import OwnershipRecord, RecordKind
 from architect.model.vm_spec import MachineSpec, VmRequest, VmSpec
 from architect.testing.sim_edge import EdgeEntry, SimEdge
-from architect.testing.sim_events import SimEvent
 from architect.testing.sim_faults import FaultPlayer
 from architect.testing.sim_flow import FlowMode, SimClient
 from architect.testing.sim_host import SimHost
 from architect.testing.sim_machine import GuestShape, QemuStatus, SimVm
 from architect.testing.sim_network import SimNetwork
 from architect.testing.sim_process import SimProcess
+from architect.testing.sim_result import Result
 from architect.testing.sim_scenario import HOSTS, Move, Scenario
 from architect.testing.sim_store import SimOwnership, SimService
-from architect.testing.sim_trace import TraceLine
 from architect.testing.sim_world import World
 from architect.testing.virtual_clock import DeadlockError, VirtualLoop, run_virtual
 from architect.wire.agent_messages import HostFacts, MigrateVm, MigrationReport
@@ -41,19 +38,6 @@ BASE_BYTES = 300_000
 MOVE_S_MAX = 900.0
 SETTLE_S = 90.0
 Sabotage = Callable[["Simulation"], None]
-
-
-class Result(msgspec.Struct, frozen=True):
-    """How a simulation ended."""
-
-    scenario: Scenario
-    violations: tuple[str, ...]
-    reports: tuple[MigrationReport, ...]
-    is_lost: bool
-    calls: int
-    duration_s: float
-    trace: tuple[TraceLine, ...]
-    events: tuple[SimEvent, ...]
 
 
 def simulate(scenario: Scenario, sabotage: Sabotage | None = None) -> Result:
@@ -78,6 +62,7 @@ class Simulation:
         self._sabotage = sabotage
         self.reports: list[MigrationReport] = []
         self.move_index = 0
+        self.points: dict[str, int] = {}
         self.source_name = self.target_name = HOSTS[0]
 
     async def run(self) -> Result:
@@ -91,16 +76,7 @@ class Simulation:
             pass
         except* DeadlockError as errors:
             self.world.judge.blame(f"deadlock: {errors.exceptions[0]}")
-        return Result(
-            self.scenario,
-            tuple(self.world.judge.violations),
-            tuple(self.reports),
-            not self.vm.running(),
-            self.world.call_count,
-            self.loop.now_s - 1000,
-            tuple(self.world.trace),
-            tuple(self.world.events),
-        )
+        return self.world.result(self.scenario, self.reports, {"lost": int(not self.vm.running()), **self.points})
 
     def build(self, group: asyncio.TaskGroup) -> None:
         """Hosts, network, store, edge, the VM: nothing runs yet."""
@@ -174,6 +150,7 @@ class Simulation:
         if newest.migration != migration and not self.faults.has_begun(self.move_index):
             self.source_name = newest.host
             self.target_name = HOSTS[(HOSTS.index(newest.host) + move.hop) % len(HOSTS)]
+            self._points_before = {name: host.process.points for name, host in self.hosts.items()}
             self.faults.begin(self.move_index)
         target = self.hosts[self.target_name].facts
         request = MigrateVm(migration, VM, target, move.mode, move.deadline_s, move.verify)
@@ -186,8 +163,15 @@ class Simulation:
                 self.world.say("control", f"asks again: {error}")
                 await asyncio.sleep(0.5)
                 continue
+            self._count_points()
             self._judge_report(report)
             return
+
+    def _count_points(self) -> None:
+        """How many scheduling points the two agents had in the first move."""
+        if self.move_index == 0:
+            for role, name in (("source_points", self.source_name), ("target_points", self.target_name)):
+                self.points[role] = self.hosts[name].process.points - self._points_before.get(name, 0)
 
     async def ask_agent(self, host: SimHost, request: MigrateVm, on_report: OnReport | None = None) -> MigrationReport:
         """A request of the control plane, carried out in the agent's process."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from architect.conduit.edge_datapath import EdgeRoute
-from architect.conduit.edge_server import EdgeServer
+from architect.conduit.edge_server import EdgeServer, EdgeVisit
 from architect.conduit.edge_store import EdgeStore
 from architect.conduit.edge_table import EdgePorts
 from architect.conduit.flow_aging import FlowTimeouts
 from architect.errors import ConflictError, HostError, IncompatibleError, PeerError, UsageError
 from architect.model.endpoints import Endpoint, Protocol, Publish
 from architect.model.ids import VmId, Vni
+from architect.runtime.rpc import Call
 from architect.wire.edge_messages import (
     DefineVm,
     Done,
@@ -150,3 +153,25 @@ def test_a_damaged_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "table.json").write_bytes(b"{")
     with pytest.raises(HostError, match=r"table\.json"):
         make(tmp_path)
+
+
+def test_a_request_that_waited_in_an_older_connection_of_the_client_has_no_effect(tmp_path: Path) -> None:
+    server, _ = make(tmp_path)
+    server.answer(DEFINE, "control")
+    closed: list[str] = []
+    call = cast(Call, object())
+
+    async def talk() -> None:
+        older = EdgeVisit(server, "agent:a", lambda: closed.append("older"))
+        newer = EdgeVisit(server, "agent:a", lambda: closed.append("newer"))
+        for visit in (older, newer):
+            await visit.handle(EdgeHello(PROTOCOL_VERSION, "agent:a"), b"", call)
+        await newer.handle(STEER, b"", call)
+        with pytest.raises(PeerError, match="newer one"):
+            await older.handle(Steer(VM, Vni(1), 2, "192.0.2.21", "192.0.2.22"), b"", call)
+
+    asyncio.run(talk())
+    assert closed == ["older"]
+    state = server.answer(ReadEdge(VM), "control")
+    assert isinstance(state, EdgeState)
+    assert state.vms[0].previous == ""

@@ -22,3 +22,8 @@ class Result(msgspec.Struct, frozen=True):
     duration_s: float
     trace: tuple[TraceLine, ...]
     events: tuple[SimEvent, ...]
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a VM runs nowhere."""
+        return self.facts["lost"] > 0

@@ -174,7 +174,9 @@ class SimHost:
         owns = newest is not None and newest.host == self.name
         is_loaded = qemu is not None and qemu.status is QemuStatus.INCOMING and qemu.counter >= 0
         serves = (qemu is not None and qemu.exports_snapshot) or (memory is not None and memory.is_serving())
-        if owns or is_loaded or serves:
+        # Here a memory process that replaces a killed one does not go on with its session, as the real one does.
+        lacks_pages = memory is not None and len(memory.valid) < memory.vm.page_count
+        if owns or is_loaded or serves or lacks_pages:
             self.world.judge.excuse(vm, f"{why} at {self.name}")
 
     def accept(self, end: SimEnd, source: str) -> bool:

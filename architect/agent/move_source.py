@@ -130,7 +130,7 @@ class SourceMemory:
     async def cut(self, postcopy: bool) -> MemoryCut:
         """As the port says."""
         cut = await parts_of(self._vm).memory.cut(postcopy=postcopy)
-        return MemoryCut(cut.root, cut.pages_missing, cut.bytes_sent)
+        return MemoryCut(cut.root, cut.pages_missing, cut.bytes_sent, cut.spans)
 
     async def full_hash(self) -> str:
         """As the port says."""

@@ -21,6 +21,7 @@ from architect.drafter.overlay import create_overlay
 from architect.errors import ArchitectError, IncompatibleError, LostError, UnavailableError
 from architect.migration.source_actions import POSTCOPY_TUNNEL
 from architect.migration.target_ports import MemoryListener, NeverRanError
+from architect.model.handover_span import Span
 from architect.model.ids import MigrationId
 from architect.model.vm_spec import VmSpec
 
@@ -161,9 +162,9 @@ class TargetMemory:
         await self.tunnel_listen(POSTCOPY_TUNNEL)
         return MemoryListener(address, endpoint.port, self._host.server_name)
 
-    async def apply_cut(self, root: str, postcopy: bool) -> None:
+    async def apply_cut(self, root: str, postcopy: bool) -> tuple[Span, ...]:
         """As the port says."""
-        await parts_of(self._vm).memory.apply_cut(root, postcopy=postcopy)
+        return (await parts_of(self._vm).memory.apply_cut(root, postcopy=postcopy)).spans
 
     async def full_hash(self) -> str:
         """As the port says."""

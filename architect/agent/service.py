@@ -20,6 +20,7 @@ from architect.model.vm_state import VmState
 from architect.runtime.rpc import Call
 from architect.wire.agent_messages import (
     AcknowledgeNotice,
+    ClockIs,
     Done,
     ExecInput,
     ExecStart,
@@ -29,6 +30,7 @@ from architect.wire.agent_messages import (
     MigrationProgress,
     MigrationReport,
     Progress,
+    ReadClock,
     ReadLog,
     RemoveVm,
     RunVm,
@@ -71,6 +73,8 @@ class AgentService:
                 return await self._remove(message)
             case MigrateVm():
                 return await self._migrate(message, call)
+            case ReadClock():
+                return ClockIs(self._host.clock.monotonic_s())
             case AcknowledgeNotice():
                 await self._notices.acknowledge(message.notice)
                 return Done()

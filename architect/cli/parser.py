@@ -190,6 +190,12 @@ def _reading_commands(commands: Any, shared: _Parser) -> None:
     _vm_command(commands, shared, "inspect", "vm_commands:inspect", "show everything about a VM")
     logs = _vm_command(commands, shared, "logs", "vm_commands:logs", "print a VM's output")
     logs.add_argument("-f", "--follow", action="store_true", help="go on as it comes, over moves, until the VM is over")
+    waterfall = _command(
+        commands, shared, "waterfall", "waterfall_command:waterfall", "draw how a move spent its time, as SVG",
+        "example: architect waterfall web web.svg",
+    )  # fmt: skip
+    waterfall.add_argument("move", metavar="MOVE", help="a VM's name, for its last move; or a move's id")
+    waterfall.add_argument("file", metavar="FILE", nargs="?", help="where to (VM-MOVE.svg)")
     events = _command(commands, shared, "events", "host_commands:events", "print what happened, one line each")
     events.add_argument("-f", "--follow", action="store_true", help="go on as it comes")
 

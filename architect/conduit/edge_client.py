@@ -10,8 +10,10 @@ from typing import TypeVar
 from architect.conduit.round_trip import RoundTrip
 from architect.errors import ArchitectError, IncompatibleError, PeerError, UnavailableError
 from architect.model.endpoints import Endpoint, Publish
+from architect.model.handover_span import TimedAway
 from architect.model.ids import VmId, Vni
 from architect.runtime.clock import Clock, SystemClock
+from architect.runtime.clock_offset import ClockOffset
 from architect.runtime.rpc import Channel, open_channel
 from architect.runtime.tls import client_context, san_name
 from architect.wire.edge_messages import (
@@ -61,6 +63,7 @@ class EdgeClient:
         self._connected = asyncio.Event()
         self.facts: EdgeFacts | None = None
         self.round_trip = RoundTrip()
+        self._edge_clock = ClockOffset()
 
     @property
     def is_connected(self) -> bool:
@@ -97,6 +100,7 @@ class EdgeClient:
                 )
             self.facts = facts
             self.round_trip = RoundTrip()
+            self._edge_clock = ClockOffset()
             for _ in range(PINGS_FIRST):
                 await self._ping(channel)
             self._channel = channel
@@ -112,8 +116,13 @@ class EdgeClient:
 
     async def _ping(self, channel: Channel) -> None:
         begin_s = self._clock.monotonic_s()
-        await channel.call(Ping(), timeout_s=PING_TIMEOUT_S)
-        self.round_trip.add(self._clock.monotonic_s() - begin_s)
+        self._note_pong(begin_s, await channel.call(Ping(), timeout_s=PING_TIMEOUT_S))
+
+    def _note_pong(self, begin_s: float, pong: EdgeMessage) -> None:
+        now_s = self._clock.monotonic_s()
+        self.round_trip.add(now_s - begin_s)
+        if isinstance(pong, Pong):
+            self._edge_clock.add(begin_s, pong.now_s, now_s)
 
     async def define_vm(self, vm: VmId, vni: Vni, inner_address: str, publish: tuple[Publish, ...]) -> tuple[Endpoint, ...]:
         """The VM exists; what its published ports became. Idempotent. As control plane only.
@@ -132,15 +141,19 @@ class EdgeClient:
         """
         await self._call(ForgetVm(vm), Done)
 
-    async def steer(self, vm: VmId, vni: Vni, term: int, host: str, previous: str = "") -> None:
+    async def steer(self, vm: VmId, vni: Vni, term: int, host: str, previous: str = "") -> TimedAway:
         """Packets for the VM go to `host` from the return on; those from `previous` are still taken. Idempotent.
+
+        Returns when the edge did it, on our clock.
 
         Raises:
             NotFoundError: the edge does not know the VM.
             ConflictError: the term is over: another host has the VM.
             UnavailableError: the edge is not connected, or (OutcomeUnknownError) did not answer.
         """
-        await self._call(Steer(vm, vni, term, host, previous), Steered)
+        steered = await self._call(Steer(vm, vni, term, host, previous), Steered)
+        clock = self._edge_clock
+        return TimedAway(clock.ours(steered.start_s), clock.ours(steered.end_s), clock.error_s)
 
     async def reset_flows(self, vm: VmId) -> None:
         """End the VM's connections, both ways. As control plane only.
@@ -166,10 +179,8 @@ class EdgeClient:
             UnavailableError: the edge is not connected, or (OutcomeUnknownError) did not answer.
         """
         begin_s = self._clock.monotonic_s()
-        await self._call(Ping(), Pong)
-        round_trip_s = self._clock.monotonic_s() - begin_s
-        self.round_trip.add(round_trip_s)
-        return round_trip_s
+        self._note_pong(begin_s, await self._call(Ping(), Pong))
+        return self._clock.monotonic_s() - begin_s
 
     def settle_s(self) -> float:
         """How long after a steer this host may still be sent packets; from the round trips measured."""

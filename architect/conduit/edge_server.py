@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -143,7 +144,7 @@ class EdgeServer:
                     )
                 return self._facts
             case Ping():
-                return Pong()
+                return Pong(time.monotonic())
             case DefineVm():
                 return self._define(message)
             case ForgetVm(vm=vm):
@@ -169,11 +170,12 @@ class EdgeServer:
         return Done()
 
     def _steer(self, message: Steer) -> Steered:
+        start_s = time.monotonic()
         table = edge_table.steer(self._table, message)
         self._store.save(table)
         self._table = table
         self._datapath.steer(table.get(message.vm).route())
-        return Steered()
+        return Steered(start_s, time.monotonic())
 
     def _reset(self, vm: VmId) -> Done:
         table = edge_table.mark_reset(self._table, vm)

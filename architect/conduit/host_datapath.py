@@ -294,7 +294,7 @@ class HostDatapath:
         """
         self._port(vni)
         stats = self._stats.get(U32(vni)) or PortStats()
-        values = {field[0]: getattr(stats, field[0]) for field in PortStats._fields_}
+        values = {field[0]: getattr(stats, field[0]) for field in PortStats._fields_ if field[0] != "first_from_vm_ns"}
         return PortCounters(held_dropped=links.transmit_drops(tap_name(vni)), **values)
 
     def forwarded_packets(self, vni: int) -> int:
@@ -302,6 +302,12 @@ class HostDatapath:
         self._loaded()
         stats = self._stats.get(U32(vni))
         return 0 if stats is None else int(stats.forwarded_packets)
+
+    def first_from_vm_s(self, vni: int) -> float | None:
+        """When the VM sent its first packet on this host, by CLOCK_MONOTONIC; None if it has not, or has no port."""
+        self._loaded()
+        stats = self._stats.get(U32(vni))
+        return stats.first_from_vm_ns / 1e9 if stats is not None and stats.first_from_vm_ns else None
 
     def host_counters(self) -> dict[str, int]:
         """The host's counters by name (drops by reason)."""

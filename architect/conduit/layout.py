@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from architect.errors import UsageError
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 TUNNEL_PORT = 4790
 TUNNEL_BYTES = 36
 U8: TypeAlias = ctypes.c_uint8
@@ -69,6 +69,7 @@ class PortStats(ctypes.Structure):
         ("forwarded_packets", U64),
         ("relayed_packets", U64),
         ("blocked_packets", U64),
+        ("first_from_vm_ns", U64),
     ]
 
 

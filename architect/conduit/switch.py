@@ -24,11 +24,13 @@ import asyncio
 from architect.conduit.edge_client import EdgeClient
 from architect.conduit.host_datapath import HostDatapath
 from architect.errors import HostError
+from architect.model.handover_span import TimedAway
 from architect.model.ids import VmId, Vni
 from architect.runtime.clock import Clock, SystemClock
 
 QUIET_POLL_S = 0.005
 QUIET_S_MIN = 0.02
+FIRST_PACKET_POLL_S = 0.005
 
 
 class SteeredVm:
@@ -39,9 +41,9 @@ class SteeredVm:
         self._vm = vm
         self._vni = vni
 
-    async def steer(self, term: int, host: str, previous: str) -> None:
+    async def steer(self, term: int, host: str, previous: str) -> TimedAway:
         """As `EdgeClient.steer`."""
-        await self._edge.steer(self._vm, self._vni, term, host, previous)
+        return await self._edge.steer(self._vm, self._vni, term, host, previous)
 
     async def settle(self) -> None:
         """As `EdgeClient.settle`."""
@@ -135,10 +137,11 @@ class TargetFlows:
     :param source_address: the source's underlay address, from where forwarded packets are taken.
     """
 
-    def __init__(self, datapath: HostDatapath, vni: Vni, source_address: str) -> None:
+    def __init__(self, datapath: HostDatapath, vni: Vni, source_address: str, clock: Clock | None = None) -> None:
         self._datapath = datapath
         self._vni = vni
         self._source_address = source_address
+        self._clock = clock or SystemClock()
 
     async def hold(self) -> None:
         """The tap takes packets and holds them for the guest; a blank one first, which the waiting QEMU may lose.
@@ -157,6 +160,12 @@ class TargetFlows:
             NotFoundError: the VM has no port here.
         """
         self._datapath.set_local(self._vni, peer_address=self._source_address)
+
+    async def wait_first_packet(self) -> float:
+        """Wait until the guest has sent its first packet here; returns when that was, by CLOCK_MONOTONIC."""
+        while (first_s := self._datapath.first_from_vm_s(self._vni)) is None:
+            await self._clock.sleep(FIRST_PACKET_POLL_S)
+        return first_s
 
     async def relay(self, source_address: str) -> None:
         """The VM stays at the source: send what is held, and what still arrives, on to it, in order.

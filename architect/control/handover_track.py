@@ -11,6 +11,7 @@ from collections import deque
 
 import msgspec
 
+from architect.control.move_spans import joined
 from architect.control.records import MigrationRecord
 from architect.control.sightings import Sighted
 from architect.model.handover_state import TRANSITIONS, HandoverEvent, HandoverState
@@ -64,7 +65,7 @@ def with_report(record: MigrationRecord, report: MigrationReport, now_s: float) 
     """The record after an agent told how the handover stands."""
     if report.id != record.id or record.state.is_terminal:
         return record
-    return with_state(msgspec.structs.replace(record, report=report), report.state, now_s, report.reason)
+    return with_state(msgspec.structs.replace(record, report=joined(record.report, report)), report.state, now_s, report.reason)
 
 
 def settle(record: MigrationRecord, sightings: list[Sighted], ends: Ends, now_s: float) -> MigrationRecord:

@@ -17,6 +17,7 @@ from architect.control.fabric import Fabric
 from architect.control.fleet import DisconnectedError
 from architect.control.followers import Follower, Progress
 from architect.control.handover_track import BEFORE_COMMIT, Ends, settle, with_report, with_state
+from architect.control.move_spans import compare_clocks, control_spans, with_spans
 from architect.control.notices import leave_by_s
 from architect.control.records import Desired, EventKind, HostRecord, MigrationRecord, MoveCause, VmRecord
 from architect.control.rooms import HostState, host_state, is_gone, room_at
@@ -29,6 +30,7 @@ from architect.model.sizes import format_size
 from architect.model.vm_state import VmState
 from architect.policy.evacuation import Move, remaining_s
 from architect.policy.placement import NoRoom, place
+from architect.runtime.clock_offset import ClockOffset
 from architect.wire.agent_messages import MigrateVm, MigrationProgress, MigrationReport, MoveDecision
 
 MOVE_RETRY_S = 1.0
@@ -192,10 +194,17 @@ async def _ask_source(fabric: Fabric, record: MigrationRecord) -> None:
         deadline_s=remaining_s(record.deadline_at_s, fabric.clock.wall_s()),
         verify=record.verify,
     )
+    ordered_at_s = fabric.clock.wall_s()
+    clock: ClockOffset | None = None
     try:
         async for message, _ in fabric.fleet.stream(record.source, request):
             if isinstance(message, MigrationProgress):
-                await _note_report(fabric, record.id, message.report)
+                report = message.report
+                if clock is None and not report.state.is_terminal:
+                    clock = await compare_clocks(fabric, record.source)
+                if clock is not None:
+                    report = with_spans(report, control_spans(fabric, record, ordered_at_s, clock, report))
+                await _note_report(fabric, record.id, report)
         if not fabric.book.moves[record.id].state.is_terminal:
             await fabric.clock.sleep(MOVE_RETRY_S)
     except DisconnectedError as error:

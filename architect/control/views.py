@@ -5,14 +5,18 @@ from __future__ import annotations
 import msgspec
 
 from architect.control.fabric import Fabric
-from architect.control.records import EventRecord, HostRecord, MigrationRecord, VmRecord
+from architect.control.records import EventKind, EventRecord, HostRecord, MigrationRecord, VmRecord
 from architect.control.rooms import HostState, free_bytes, host_state
 from architect.model.endpoints import Endpoint
+from architect.model.handover_span import Span
 from architect.model.handover_state import HandoverState
+from architect.model.ids import MigrationId
 from architect.model.notice import NoticeKind
 from architect.model.times import rfc3339
 from architect.model.vm_state import VmState
 from architect.wire.agent_messages import MoveDecision, Phase
+
+_MOVE_ENDS = (EventKind.MIGRATION_DONE, EventKind.MIGRATION_FAILED)
 
 
 class NoticeView(msgspec.Struct, frozen=True):
@@ -87,6 +91,8 @@ class MigrationView(msgspec.Struct, frozen=True):
     bytes_sent: int
     bytes_by_source: BytesBySource
     phases: tuple[Phase, ...]
+    spans: tuple[Span, ...]
+    clock_error_ms: float | None
     id: str
     cause: str
     state: HandoverState
@@ -97,7 +103,7 @@ class MigrationView(msgspec.Struct, frozen=True):
 
 
 class EventView(msgspec.Struct, frozen=True):
-    """An event, as `events` prints it."""
+    """An event, as `events` prints it. The end of a move has its spans, without their parts."""
 
     time: str
     kind: str
@@ -107,6 +113,7 @@ class EventView(msgspec.Struct, frozen=True):
     vm_id: str
     migration: str
     sequence: int
+    spans: tuple[Span, ...]
 
 
 class DrainView(msgspec.Struct, frozen=True):
@@ -172,6 +179,8 @@ def migration_view(record: MigrationRecord) -> MigrationView:
         if report is not None
         else BytesBySource(0, 0, 0),
         phases=report.phases if report is not None else (),
+        spans=report.spans if report is not None else (),
+        clock_error_ms=report.clock_error_ms if report is not None else None,
         id=record.id,
         cause=record.cause.value,
         state=record.state,
@@ -182,8 +191,10 @@ def migration_view(record: MigrationRecord) -> MigrationView:
     )
 
 
-def event_view(record: EventRecord) -> EventView:
+def event_view(fabric: Fabric, record: EventRecord) -> EventView:
     """An event."""
+    move = fabric.book.moves.get(MigrationId(record.migration)) if record.kind in _MOVE_ENDS else None
+    report = move.report if move is not None else None
     return EventView(
         time=rfc3339(record.time_s),
         kind=record.kind.value,
@@ -193,6 +204,7 @@ def event_view(record: EventRecord) -> EventView:
         vm_id=record.vm_id,
         migration=record.migration,
         sequence=record.sequence,
+        spans=tuple(span for span in report.spans if not span.parent) if report is not None else (),
     )
 
 

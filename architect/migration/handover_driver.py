@@ -29,7 +29,8 @@ from architect.migration.source_engine import (
     hurried,
 )
 from architect.migration.source_ports import Handover
-from architect.migration.source_steps import TOLERATED, WATCHED, Action, Effect, SourceStep
+from architect.migration.source_steps import SIDE_OF, TOLERATED, WATCHED, Action, Effect, SourceStep
+from architect.model.handover_span import Side
 from architect.runtime.clock import Clock, Entropy
 from architect.wire.agent_messages import MigrationReport
 
@@ -102,7 +103,7 @@ class HandoverDriver:
             if delay_s := delay_s_of(self._state):
                 await self._clock.sleep(delay_s)
             self._state = begun(self._state, self._clock.monotonic_s())
-            with self._figures.span(self._span_name()):
+            with self._figures.step(self._step_name()):
                 event = await self._perform_step(actions, link)
             self._state = advance(self._state, event, self._clock.monotonic_s())
             self._on_report(self._figures.report(self._state))
@@ -122,9 +123,11 @@ class HandoverDriver:
         """Perform the step's actions side by side; the first failure stops the others."""
         state = self._state
         results: list[SourceEvent | None] = []
+        parent = self._step_name()
 
         async def one(action: Action) -> None:
-            results.append(await self._perform(actions, action, state))
+            with self._figures.spans.span(action.value, parent, SIDE_OF.get(action, Side.SOURCE)):
+                results.append(await self._perform(actions, action, state))
 
         try:
             async with asyncio.TaskGroup() as outer:
@@ -152,7 +155,7 @@ class HandoverDriver:
             self._notes.append(f"{action.value}: {error}")
             return None
 
-    def _span_name(self) -> str:
+    def _step_name(self) -> str:
         state = self._state
         match state.step:
             case SourceStep.ROUND:

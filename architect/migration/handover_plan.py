@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from architect.model.handover_span import Span
 from architect.model.handover_state import MigrationMode
 from architect.model.ids import HostName, MigrationId, VmId
 from architect.model.sizes import PAGE_BYTES
@@ -23,7 +24,8 @@ class HandoverLimits(msgspec.Struct, frozen=True):
     likely time must be there for copying to go on beside the running guest, `hope` how much better than ever seen the link would
     have to be for a move to be given up (`cut_plan`).
     `status_hold_s` is how long pages and blocks are kept for a target that took the VM over and cannot be reached: it may return,
-    and nobody else has them.
+    and nobody else has them. `seen_timeout_s` is how long the destruction of the source's copy is put off for the guest to be seen
+    at the target: its work is not to take the CPU from that, where they share one.
     """
 
     pause_budget_s: float = 0.010
@@ -45,6 +47,7 @@ class HandoverLimits(msgspec.Struct, frozen=True):
     pause_timeout_s: float = 15.0
     commit_timeout_s: float = 20.0
     quiet_timeout_s: float = 2.0
+    seen_timeout_s: float = 0.25
     fill_timeout_s: float = 3600.0
     record_timeout_s: float = 3.0
     back_off_s: float = 0.1
@@ -120,8 +123,12 @@ class MirrorProgress(msgspec.Struct, frozen=True):
 
 
 class MemoryCut(msgspec.Struct, frozen=True):
-    """The memory at the instant of the cut: its Merkle root (hex), what the target lacks, and all bytes sent so far."""
+    """The memory at the instant of the cut: its Merkle root (hex), what the target lacks, and all bytes sent so far.
+
+    `spans` is what the memory process spent its time on, by this host's monotonic clock.
+    """
 
     root: str
     pages_missing: int
     bytes_sent: int
+    spans: tuple[Span, ...] = ()

@@ -1,4 +1,7 @@
-"""What a handover is reported as: its phases, its pause, its bytes.
+"""What a handover is reported as: its phases and spans, its pause, its bytes.
+
+A phase is a step of the source, or of the target in the pause (`target-…`); a span is any step of anybody (`model.handover_span`).
+What the target did is brought onto the source's clock by the newest offset that was measured, when the report is made.
 
 The pause (`downtime_ms`) is STOP to RESUME by the timestamps of both QEMUs, if their difference is possible by the source's own
 clock; two hosts' clocks may differ by more than a pause, and then it is what the source has seen, less half of the time that the
@@ -9,18 +12,30 @@ says that it was done.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from architect.migration.handover_plan import HandoverPlan
 from architect.migration.source_engine import SourceState
+from architect.migration.span_recorder import SpanRecorder
+from architect.migration.target_engine import TargetStep
+from architect.model.handover_span import SPANS_MAX, Side, Span, TimedAway
 from architect.model.handover_state import HandoverState, MigrationMode
 from architect.model.sizes import PAGE_BYTES
 from architect.runtime.clock import Clock
+from architect.runtime.clock_offset import ClockOffset
 from architect.wire.agent_messages import MigrationReport, MoveDecision, Phase
 from architect.wire.migration_messages import Committed
 
-PHASES_MAX = 256
+SOURCE_SPANS_MAX = 160
+TARGET_SPANS_MAX = 80
+CONTROL_SPANS_MAX = SPANS_MAX - SOURCE_SPANS_MAX - TARGET_SPANS_MAX
+_STEPS_IN_PAUSE = frozenset(
+    step.value
+    for step in (
+        TargetStep.APPLY, TargetStep.VERIFY, TargetStep.ATTACH, TargetStep.LOAD, TargetStep.CLAIM, TargetStep.RESUME,
+    )
+)  # fmt: skip
 
 
 @dataclass
@@ -29,7 +44,10 @@ class HandoverFigures:
 
     plan: HandoverPlan
     clock: Clock
-    phases: list[Phase] = field(default_factory=list)
+    spans: SpanRecorder = field(init=False)
+    target_clock: ClockOffset = field(default_factory=ClockOffset)
+    target_spans: tuple[Span, ...] = ()
+    edge_error_s: float = 0.0
     memory_bytes: int = 0
     disk_bytes: int = 0
     other_bytes: int = 0
@@ -43,24 +61,32 @@ class HandoverFigures:
     progress: float = 0.0
     look: MoveDecision | None = None
 
+    def __post_init__(self) -> None:
+        self.spans = SpanRecorder(self.clock, Side.SOURCE, SOURCE_SPANS_MAX)
+
     @contextlib.contextmanager
-    def span(self, name: str) -> Iterator[None]:
-        """Record a phase around the block, whatever its end."""
-        start_s = self.clock.monotonic_s()
-        try:
+    def step(self, name: str) -> Iterator[None]:
+        """Record a step of the source around the block, whatever its end."""
+        with self.spans.span(name):
             yield
-        finally:
-            self._add(name, start_s, self.clock.monotonic_s())
+
+    def steered(self, times: TimedAway | None, parent: str) -> None:
+        """The edge has steered the VM's packets."""
+        if times is not None:
+            self.spans.add("steer-applied", times.start_s, times.end_s, parent, Side.EDGE)
+            self.edge_error_s = max(self.edge_error_s, times.error_s)
+
+    def target_did(self, spans: Iterable[Span]) -> None:
+        """What the target did, by its own clock; told once."""
+        self.target_spans = (*self.target_spans, *spans)[:TARGET_SPANS_MAX]
 
     def committed(self, answer: Committed, asked_at_s: float, full_hash: bool) -> None:
         """The target has answered the cut that was sent at `asked_at_s` (monotonic)."""
-        sent_at_s = asked_at_s
-        for part in answer.spent:
-            self._add(f"target-{part.name}", asked_at_s, asked_at_s + part.duration_s)
-            asked_at_s += part.duration_s
-            self.verify_s += part.duration_s if part.name == "verify" else 0.0
+        self.target_did(answer.spans)
+        steps = [span for span in answer.spans if _is_in_pause(span)]
+        self.verify_s += sum(step.end_s - step.start_s for step in steps if step.name == TargetStep.VERIFY.value)
         now_s = self.clock.monotonic_s()
-        travel_s = max(now_s - sent_at_s - sum(part.duration_s for part in answer.spent), 0.0)
+        travel_s = max(now_s - asked_at_s - sum(step.end_s - step.start_s for step in steps), 0.0)
         pause_s = answer.resume_time_s - self.stop_time_s
         if not now_s - self.stopped_at_s - travel_s <= pause_s <= now_s - self.stop_asked_at_s:
             pause_s = now_s - self.stop_asked_at_s - travel_s / 2
@@ -86,11 +112,14 @@ class HandoverFigures:
             bytes_peer=sent,
             memory_bytes=plan.spec.machine.memory_bytes,
             disk_bytes_sent=self.disk_bytes,
-            phases=tuple(self.phases),
+            phases=self._phases(),
             verified=self.verified,
             progress=self._progressed(state),
             decisions=state.decisions,
             look=self.look,
+            spans=self._all_spans(),
+            clock_error_ms=self._clock_error_ms(),
+            clock_at_s=plan.started_at_s,
         )
 
     def _progressed(self, state: SourceState) -> float:
@@ -109,6 +138,26 @@ class HandoverFigures:
         disk = state.mirror.done_bytes / state.mirror.total_bytes
         return (memory * pages * PAGE_BYTES + disk * state.mirror.total_bytes) / (pages * PAGE_BYTES + state.mirror.total_bytes)
 
-    def _add(self, name: str, start_s: float, end_s: float) -> None:
-        if len(self.phases) < PHASES_MAX:
-            self.phases.append(Phase(name, start_s - self.plan.started_at_s, end_s - self.plan.started_at_s))
+    def _all_spans(self) -> tuple[Span, ...]:
+        """All spans, in seconds since the start of the handover, in the order in which they began."""
+        source = [span.later(-self.plan.started_at_s) for span in self.spans.spans]
+        return tuple(sorted([*source, *self._of_target()], key=lambda span: span.start_s))
+
+    def _of_target(self) -> list[Span]:
+        by_s = -self.target_clock.offset_s - self.plan.started_at_s
+        return [span.later(by_s) for span in self.target_spans] if self.target_clock.is_known else []
+
+    def _phases(self) -> tuple[Phase, ...]:
+        source = [span.later(-self.plan.started_at_s) for span in self.spans.spans]
+        steps = [(span.name, span) for span in source if not span.parent and span.side is Side.SOURCE]
+        steps += [(f"target-{span.name}", span) for span in self._of_target() if _is_in_pause(span)]
+        return tuple(Phase(name, span.start_s, span.end_s) for name, span in steps)
+
+    def _clock_error_ms(self) -> float | None:
+        if not self.target_clock.is_known or self.edge_error_s == float("inf"):
+            return None
+        return max(self.target_clock.error_s, self.edge_error_s) * 1000
+
+
+def _is_in_pause(span: Span) -> bool:
+    return span.side is Side.TARGET and not span.parent and span.name in _STEPS_IN_PAUSE

@@ -35,9 +35,11 @@ from architect.wire.migration_messages import (
     Abort,
     Accepted,
     Alive,
+    AskClock,
     AskStatus,
     AwaitFilled,
     BasePart,
+    ClockIs,
     Cut,
     Hold,
     LogPart,
@@ -82,6 +84,10 @@ class HandoverTarget:
                 for session in list(self._sessions.values()):
                     if session.silent_s > self._limits.silence_max_s:
                         self.give_up(session, "the source has fallen silent")
+
+    def now_s(self) -> float:
+        """What this host's monotonic clock shows."""
+        return self._clock.monotonic_s()
 
     def connection(self, peer_host: HostName) -> TargetConnection:
         """The handler for a connection from that host's agent (the name in its certificate)."""
@@ -244,6 +250,8 @@ class TargetConnection:
                 await session.log_part(message.offset, body)
             case Alive():
                 pass
+            case AskClock():
+                return ClockIs(self._target.now_s())
             case Hold():
                 await session.hold()
             case Cut():
@@ -252,7 +260,7 @@ class TargetConnection:
                 await session.wait_ended()
                 return session.status()
             case Release():
-                await session.release()
+                return await session.release()
             case Abort():
                 await session.abort(message.reason)
                 return session.status()

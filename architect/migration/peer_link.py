@@ -12,9 +12,12 @@ from architect.errors import ArchitectError, IncompatibleError, OutcomeUnknownEr
 from architect.migration.handover_plan import HandoverPlan
 from architect.migration.ports import DialPort, PeerPort
 from architect.runtime.clock import Clock
+from architect.runtime.clock_offset import ClockOffset
 from architect.wire.framing import PROTOCOL_VERSION
-from architect.wire.migration_messages import Accepted, Alive, PeerHello, PeerWelcome
+from architect.wire.migration_messages import Accepted, Alive, AskClock, ClockIs, PeerHello, PeerWelcome
 
+CLOCK_EXCHANGES = 6
+CLOCK_INTERVAL_S = 0.002
 AnswerT = TypeVar("AnswerT")
 
 
@@ -88,6 +91,19 @@ class PeerLink:
         if not isinstance(answer, expected):
             raise PeerError(self._thing, f"answered {type(value).__name__} by {type(answer).__name__}", "check its version")
         return answer
+
+    async def compare_clocks(self) -> ClockOffset:
+        """Find out how far the target's monotonic clock is from ours: some exchanges, of which the quickest counts.
+
+        Raises: as `ask`.
+        """
+        offset = ClockOffset()
+        for _ in range(CLOCK_EXCHANGES):
+            asked_at_s = self._clock.monotonic_s()
+            answer = await self.ask(AskClock(self._plan.migration), ClockIs)
+            offset.add(asked_at_s, answer.now_s, self._clock.monotonic_s())
+            await self._clock.sleep(CLOCK_INTERVAL_S)
+        return offset
 
     async def watch(self) -> None:
         """Wait until the target is gone: never returns, asks now and then.

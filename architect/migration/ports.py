@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from architect.errors import ConflictError
 from architect.migration.ownership_log import OwnershipLog
+from architect.model.handover_span import TimedAway
 from architect.model.ownership import OwnershipRecord, RecordKind
 
 MIRROR_TUNNEL = "mirror"
@@ -26,8 +27,11 @@ POSTCOPY_TUNNEL = "postcopy"
 class EdgePort(Protocol):
     """The VM at its edge."""
 
-    async def steer(self, term: int, host: str, previous: str) -> None:
-        """Packets go to the underlay address `host`; still accept some from `previous` ("": from nobody else)."""
+    async def steer(self, term: int, host: str, previous: str) -> TimedAway | None:
+        """Packets go to the underlay address `host`; still accept some from `previous` ("": from nobody else).
+
+        Returns when the edge did it, on this host's clock, if that is known.
+        """
         ...
 
     async def settle(self) -> None:

@@ -37,6 +37,7 @@ from architect.wire.migration_messages import (
     Prepare,
     Prepared,
     Release,
+    Released,
     Start,
     Started,
     TargetStatus,
@@ -115,6 +116,7 @@ class SourceActions:
         limits = self._plan.limits
         table: dict[Action, Callable[[SourceState], Awaitable[SourceEvent | None]]] = {
             Action.CONNECT: lambda _: self._link.connect(),
+            Action.COMPARE_CLOCKS: self._compare_clocks,
             Action.PREPARE: self._prepare,
             Action.SEND_BASE: self._send_base,
             Action.START_TARGET: self._start_target,
@@ -159,7 +161,10 @@ class SourceActions:
         assert set(table) == set(Action)
         return table
 
-    async def _accepted(self, value: Hold | Release) -> None:
+    async def _compare_clocks(self, _: SourceState) -> None:
+        self._figures.target_clock = await self._link.compare_clocks()
+
+    async def _accepted(self, value: Hold) -> None:
         await self._link.ask(value, Accepted)
 
     async def _prepare(self, _: SourceState) -> SourceEvent | None:
@@ -259,8 +264,9 @@ class SourceActions:
             self._log_sent += len(data)
             self._figures.other_bytes += len(data)
 
-    async def _steer(self, _: SourceState) -> None:
-        await self._ports.edge.steer(self._plan.term, self._target_address, self._plan.source.address)
+    async def _steer(self, state: SourceState) -> None:
+        times = await self._ports.edge.steer(self._plan.term, self._target_address, self._plan.source.address)
+        self._figures.steered(times, state.step.value)
 
     async def _pause(self, _: SourceState) -> None:
         self._figures.stop_asked_at_s = self._clock.monotonic_s()
@@ -280,6 +286,7 @@ class SourceActions:
 
     async def _cut_memory(self, state: SourceState) -> None:
         self._cut = await self._ports.memory.cut(state.decision.postcopy)
+        self._figures.spans.extend(self._cut.spans)
         self._figures.memory_bytes = max(self._figures.memory_bytes, self._cut.bytes_sent)
         self._figures.pages_left = self._cut.pages_missing
 
@@ -339,7 +346,8 @@ class SourceActions:
 
     async def _release(self, _: SourceState) -> None:
         await self._link.connect()
-        await self._accepted(Release(self._plan.migration))
+        timeout_s = self._plan.limits.call_timeout_s + self._plan.limits.seen_timeout_s
+        self._figures.target_did((await self._link.ask(Release(self._plan.migration), Released, timeout_s=timeout_s)).spans)
 
     async def _resume(self, state: SourceState) -> None:
         assert may_resume(state), "no resume at the source without a record that keeps the VM here"

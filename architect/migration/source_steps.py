@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from architect.model.handover_span import Side
 from architect.model.handover_state import HandoverState
 
 
@@ -56,6 +57,7 @@ class Action(StrEnum):
     """What the driver performs for the engine."""
 
     CONNECT = "connect"
+    COMPARE_CLOCKS = "compare-clocks"
     PREPARE = "prepare"
     SEND_BASE = "send-base"
     START_TARGET = "start-target"
@@ -162,7 +164,7 @@ ACTIONS: dict[SourceStep, tuple[Action, ...]] = {
     SourceStep.CONNECT: (Action.CONNECT,),
     SourceStep.PREPARE: (Action.PREPARE,),
     SourceStep.SEND_BASE: (Action.SEND_BASE,),
-    SourceStep.START_TARGET: (Action.START_TARGET,),
+    SourceStep.START_TARGET: (Action.START_TARGET, Action.COMPARE_CLOCKS),
     SourceStep.OPEN: (Action.OPEN_MEMORY,),
     SourceStep.BULK: (Action.BULK, Action.START_MIRROR, Action.SEND_LOG),
     SourceStep.ROUND: (Action.ROUND, Action.POLL_MIRROR),
@@ -180,8 +182,8 @@ ACTIONS: dict[SourceStep, tuple[Action, ...]] = {
     SourceStep.COMMIT: (Action.SEND_CUT,),
     SourceStep.RESOLVE: (Action.WRITE_ABORT,),
     SourceStep.CONFIRM: (Action.ASK_WHETHER_RUNNING,),
-    SourceStep.QUIET: (Action.WAIT_QUIET,),
-    SourceStep.SERVE: (Action.SERVE_MEMORY, Action.AWAIT_FILLED),
+    SourceStep.QUIET: (Action.WAIT_QUIET, Action.COMPARE_CLOCKS),
+    SourceStep.SERVE: (Action.SERVE_MEMORY, Action.AWAIT_FILLED, Action.COMPARE_CLOCKS),
     SourceStep.ASK: (Action.ASK_STATUS,),
     SourceStep.RELEASE: (Action.RELEASE,),
     SourceStep.DESTROY: (Action.DESTROY,),
@@ -192,8 +194,11 @@ ACTIONS: dict[SourceStep, tuple[Action, ...]] = {
 }
 
 TOLERATED = frozenset(
-    {Action.HOOK_SUSPEND, Action.HOOK_RESUME, Action.SYNC_CLOCK, Action.DRAIN, Action.RELAY_REST, Action.WAIT_QUIET, Action.RELEASE}
-)
+    (
+        Action.COMPARE_CLOCKS, Action.HOOK_SUSPEND, Action.HOOK_RESUME, Action.SYNC_CLOCK, Action.DRAIN, Action.RELAY_REST,
+        Action.WAIT_QUIET, Action.RELEASE,
+    )
+)  # fmt: skip
 """Actions whose failure is noted and passed over: the move is worth more than they are."""
 
 INSISTED = frozenset({Action.SET_LOCAL, Action.RESUME, Action.STEER_BACK})
@@ -218,6 +223,9 @@ HANDOVER_STATE: dict[SourceStep, HandoverState] = {
     SourceStep.LOST: HandoverState.LOST,
 }  # fmt: skip
 """What a step is called outside. UNDO keeps the state in which the failure came; RELEASE and DESTROY may follow POSTCOPY."""
+
+SIDE_OF = dict.fromkeys((Action.HOOK_SUSPEND, Action.HOOK_RESUME, Action.SYNC_CLOCK), Side.GUEST)
+"""Who performs an action, if it is not the source."""
 
 WATCHED = frozenset(
     step

@@ -12,6 +12,7 @@ import msgspec
 from architect.errors import HostError
 from architect.migration.ownership_log import OwnershipLog
 from architect.migration.ports import BasePort, EdgePort, LogPort
+from architect.model.handover_span import Span
 from architect.model.handover_state import HandoverState
 from architect.model.ids import HostName, MigrationId, VmId
 from architect.model.vm_spec import VmSpec
@@ -87,8 +88,10 @@ class TargetMemoryPort(Protocol):
         """Listen for the source's memory process."""
         ...
 
-    async def apply_cut(self, root: str, postcopy: bool) -> None:
+    async def apply_cut(self, root: str, postcopy: bool) -> tuple[Span, ...]:
         """Everything that was sent is in place, and its root is `root`; with `postcopy` stale and missing pages are guarded.
+
+        Returns what the memory process spent its time on.
 
         Raises:
             HandoverError: the roots differ, or the cut did not arrive.
@@ -125,6 +128,10 @@ class TargetFlowPort(Protocol):
 
     async def set_local(self) -> None:
         """The guest runs: packets go to its tap (it was so since `hold`, unless the agent restarted)."""
+        ...
+
+    async def wait_first_packet(self) -> float:
+        """Until the guest has sent its first packet here; returns when that was, by this host's monotonic clock."""
         ...
 
     async def relay(self, source_address: str) -> None:

@@ -18,6 +18,7 @@ from architect.migration.handover_plan import HandoverLimits
 from architect.migration.ports import MIRROR_TUNNEL as MIRROR_TUNNEL
 from architect.migration.ports import POSTCOPY_TUNNEL as POSTCOPY_TUNNEL
 from architect.migration.ports import decided_record
+from architect.migration.span_recorder import SpanRecorder
 from architect.migration.steering import steer_until_done
 from architect.migration.target_engine import (
     AbortAsked,
@@ -37,9 +38,12 @@ from architect.migration.target_engine import (
     delay_s_of,
 )
 from architect.migration.target_ports import MemoryListener, NeverRanError, TargetHostPort, TargetPorts
+from architect.model.handover_span import Side, Span
 from architect.model.ids import HostName
 from architect.runtime.clock import Clock
-from architect.wire.migration_messages import Committed, Cut, Prepare, Spent, TargetStatus
+from architect.wire.migration_messages import Committed, Cut, Prepare, Released, TargetStatus
+
+SILENT_GUEST_S = 0.05
 
 
 class SessionSetting(msgspec.Struct, frozen=True):
@@ -70,12 +74,16 @@ class TargetSession:
         self._device_state = b""
         self._log_tail = b""
         self._resume_time_s = 0.0
-        self._spent: list[Spent] = []
+        self._resumed_at_s = 0.0
+        self._spans = SpanRecorder(setting.clock, Side.TARGET)
+        self._told_spans = 0
         self._heard_at_s = setting.clock.monotonic_s()
         self._answered = asyncio.Event()
         self._asked_to_abort = asyncio.Event()
         self._claimed = asyncio.Event()
         self._released = asyncio.Event()
+        self._sent = asyncio.Event()
+        self._seen = asyncio.Event()
         self._ended = asyncio.Event()
         self._greeting: asyncio.Task[None] | None = None
         self._table = self._make_table()
@@ -118,9 +126,11 @@ class TargetSession:
             self._expect(TargetStep.RESERVED)
             try:
                 async with asyncio.timeout(self._setting.limits.start_timeout_s):
-                    export_path = await self._ports.machine.start_incoming(self.request.spec)
-                    listener = await self._ports.memory.open_target(self.request.migration)
-                    await self._ports.memory.tunnel_connect(MIRROR_TUNNEL, export_path)
+                    with self._spans.span("start-machine"):
+                        export_path = await self._ports.machine.start_incoming(self.request.spec)
+                    with self._spans.span("open-memory"):
+                        listener = await self._ports.memory.open_target(self.request.migration)
+                        await self._ports.memory.tunnel_connect(MIRROR_TUNNEL, export_path)
             except TimeoutError as error:
                 raise UnavailableError(self._thing, "the machine did not start in time", "choose another target host") from error
             self._state = advance(self._state, Started())
@@ -162,6 +172,7 @@ class TargetSession:
                     self._answered.set()
                     self._claimed.set()
                     self._greeting = group.create_task(self._greet())
+                    group.create_task(self._watch_guest())
             self._conclude()
 
     async def abort(self, reason: str) -> None:
@@ -203,13 +214,17 @@ class TargetSession:
         if state.code:
             raise _error(state.code, self._thing, state.reason)
         assert state.record is not None
-        return Committed(state.record.term, self._resume_time_s, tuple(self._spent))
+        return Committed(state.record.term, self._resume_time_s, self._untold_spans())
 
-    async def release(self) -> None:
-        """The source forwards nothing more; the greeting tells the edge."""
+    async def release(self) -> Released:
+        """The source forwards nothing more; the greeting tells the edge. Returns when the guest was seen, or late."""
         if not self._state.owns:
             raise ConflictError(self._thing, "was not taken over", "ask how the handover stands")
         self._released.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._setting.limits.seen_timeout_s):
+                await self._seen.wait()
+        return Released(self._untold_spans())
 
     async def stop_greeting(self) -> None:
         """The VM is about to move on: steer nothing for it any more."""
@@ -220,21 +235,22 @@ class TargetSession:
     async def _step(self) -> None:
         if delay_s := delay_s_of(self._state):
             await self._setting.clock.sleep(delay_s)
-        state, begin_s = self._state, self._setting.clock.monotonic_s()
+        state = self._state
         results: list[TargetEvent | None] = []
 
         async def one(action: TargetAction) -> None:
-            results.append(await self._perform(action))
+            with self._spans.span(action.value, state.step.value):
+                results.append(await self._perform(action))
 
         try:
-            async with asyncio.TaskGroup() as group:
-                for action in actions_of(state):
-                    group.create_task(one(action))
+            with self._spans.span(state.step.value):
+                async with asyncio.TaskGroup() as group:
+                    for action in actions_of(state):
+                        group.create_task(one(action))
         except* ArchitectError as errors:
             results = [_failed(errors)]
         except* Exception as errors:
             results = [Failed(InternalError.code, f"{errors.exceptions[0]!r}")]
-        self._spent.append(Spent(state.step.value, self._setting.clock.monotonic_s() - begin_s))
         # An abort that came meanwhile has moved the state on already; what was performed is undone with the rest.
         if self._state is state:
             self._state = advance(state, next((event for event in results if event is not None), Performed()))
@@ -283,7 +299,7 @@ class TargetSession:
     async def _apply_cut(self) -> None:
         cut = self._state.cut
         assert cut is not None
-        await self._ports.memory.apply_cut(cut.root, cut.postcopy)
+        self._spans.extend(await self._ports.memory.apply_cut(cut.root, cut.postcopy))
 
     async def _append_log(self) -> None:
         cut = self._state.cut
@@ -318,6 +334,7 @@ class TargetSession:
     async def _resume(self) -> TargetEvent | None:
         try:
             self._resume_time_s = await self._ports.machine.resume()
+            self._resumed_at_s = self._setting.clock.monotonic_s()
         except NeverRanError as error:
             return NeverRan(f"{error.thing}: {error.cause}")
         return None
@@ -333,25 +350,45 @@ class TargetSession:
     async def _greet(self) -> None:
         """After the resume, beside everything else: edge and guest learn where the VM is. Failures cost no VM, so they end here."""
         await self._steer(self.request.source.address)
-        for call in (
-            self._ports.flows.set_local,
-            self._ports.machine.sync_clock,
-            lambda: self._ports.machine.run_hook("after-resume"),
+        for name, side, call in (
+            ("set-local", Side.TARGET, self._ports.flows.set_local),
+            ("sync-clock", Side.GUEST, self._ports.machine.sync_clock),
+            ("after-resume", Side.GUEST, lambda: self._ports.machine.run_hook("after-resume")),
         ):
-            with contextlib.suppress(ArchitectError, TimeoutError):
+            with contextlib.suppress(ArchitectError, TimeoutError), self._spans.span(name, side=side):
                 async with asyncio.timeout(self._setting.limits.hook_timeout_s):
                     await call()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SILENT_GUEST_S):
+                await self._sent.wait()  # it has answered, and may have nothing to send
+        self._seen.set()
         # The source says when it forwards nothing more; one that cannot say it any more does not forward either.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._setting.limits.silence_max_s):
                 await self._released.wait()
         await self._steer("")
 
+    async def _watch_guest(self) -> None:
+        """Note when the guest's first packet leaves: that is when it is seen from outside to run again."""
+        limits, resumed_at_s = self._setting.limits, self._resumed_at_s
+        with contextlib.suppress(ArchitectError, TimeoutError):
+            async with asyncio.timeout(limits.hook_timeout_s):
+                first_at_s = await self._ports.flows.wait_first_packet()
+            self._spans.add("first-packet", resumed_at_s, max(first_at_s, resumed_at_s), side=Side.GUEST)
+            self._sent.set()
+
+    def _untold_spans(self) -> tuple[Span, ...]:
+        told, self._told_spans = self._told_spans, len(self._spans.spans)
+        return self._spans.spans[told:]
+
     async def _steer(self, previous: str) -> None:
         assert self._state.record is not None
         setting = self._setting
         term = self._state.record.term
-        await steer_until_done(self._ports.edge, term, setting.address, previous, setting.clock, setting.limits)
+        with self._spans.span("steer"):
+            times = await steer_until_done(self._ports.edge, term, setting.address, previous, setting.clock, setting.limits)
+        if times is not None:
+            self._spans.add("steer-applied", times.start_s, times.end_s, "steer", Side.EDGE)
 
     def _conclude(self) -> None:
         state, agent = self._state, self._setting.agent

@@ -84,7 +84,7 @@ async def _events(fabric: Fabric, after: int, *, follow: bool) -> AsyncGenerator
     while True:
         for record in [event for event in fabric.book.events if event.sequence > after]:
             after = record.sequence
-            yield event_view(record)
+            yield event_view(fabric, record)
         if not follow:
             yield ResultLine(EventsEnd(after))
             return

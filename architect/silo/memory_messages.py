@@ -10,6 +10,7 @@ from typing import Annotated
 
 import msgspec
 
+from architect.model.handover_span import Spans
 from architect.silo.tracker import MemoryRole
 
 STREAMS_MAX = 16
@@ -122,11 +123,15 @@ class MakeCut(_Message, frozen=True):
 
 
 class Cut(_Message, frozen=True):
-    """The memory at the cut. `root` is "" after a post-copy cut: it is promised and proved when all has arrived."""
+    """The memory at the cut. `root` is "" after a post-copy cut: it is promised and proved when all has arrived.
+
+    `spans`: what took how long, by this host's monotonic clock.
+    """
 
     root: str
     pages_missing: int
     bytes_sent: int
+    spans: Spans = ()
 
 
 class Serve(_Message, frozen=True):
@@ -168,10 +173,11 @@ class ApplyCut(_Message, frozen=True):
 
 
 class Applied(_Message, frozen=True):
-    """The memory of the cut is in place."""
+    """The memory of the cut is in place. `spans`: what took how long, by this host's monotonic clock."""
 
     root: str
     pages_missing: int
+    spans: Spans = ()
 
 
 class WaitPresent(_Message, frozen=True):

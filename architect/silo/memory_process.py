@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from architect.errors import ArchitectError
+from architect.model.handover_span import Side, Span
 from architect.model.sizes import PAGE_BYTES
 from architect.runtime.rpc import Call
 from architect.runtime.tls import client_context, server_context
@@ -101,10 +103,11 @@ class MemoryService:
                 return await self._in_thread(lambda: self._open_target(message))
             case m.ApplyCut():
                 target = self._receiving()
-                applied = await self._in_thread(
+                begin_s = time.monotonic()
+                root, missing = await self._in_thread(
                     lambda: target.wait_cut(message.root, postcopy=message.postcopy, timeout_s=message.timeout_s)
                 )
-                return m.Applied(*applied)
+                return m.Applied(root, missing, (Span("memory-compare", Side.TARGET, begin_s, time.monotonic(), "apply"),))
             case m.WaitPresent():
                 target = self._receiving()
                 return m.Applied(await self._in_thread(lambda: target.wait_present(message.timeout_s)), 0)

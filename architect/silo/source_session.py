@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from architect.model.handover_span import Side, Span
 from architect.model.sizes import PAGES_PER_EXTENT
 from architect.silo.dirty_log import DirtyLog
 from architect.silo.memory_errors import MemoryStateError
@@ -124,19 +125,28 @@ class SourceSession:
         Raises: as `bulk`.
         """
         with self._only(after_cut=False), urgent():
+            begin_s = time.monotonic()
             for sender in self._streams.data:
                 sender.connection.send(Hurry())
             self._log.scan()
+            scanned_s = time.monotonic()
             if postcopy:
                 missing = self._send_missing(last=True)
                 self._postcopy.start_demands()
-                root = ""
+                root, sent_s = "", time.monotonic()
             else:
                 missing = 0
                 self._send_pages(self._map.pages(), None, hurries=True)
+                sent_s = time.monotonic()
                 root = self._tree.root()
             self._is_cut = True
-            return Cut(root, missing, self.bytes_sent)
+            times = (
+                ("memory-scan", begin_s, scanned_s),
+                ("memory-send", scanned_s, sent_s),
+                ("memory-root", sent_s, time.monotonic()),
+            )
+            spans = tuple(Span(name, Side.SOURCE, start_s, end_s, "cut") for name, start_s, end_s in times)
+            return Cut(root, missing, self.bytes_sent, spans)
 
     def serve(self) -> Served:
         """After a post-copy cut: push what the target lacks until it has proved that it has all.

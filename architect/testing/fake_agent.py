@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from architect.errors import ArchitectError, ConflictError, NotFoundError
+from architect.model.handover_span import Side, Span
 from architect.model.handover_state import HandoverState, MigrationMode
 from architect.model.ids import HostName, MigrationId, VmId
 from architect.model.notice import Notice
@@ -25,6 +26,7 @@ from architect.testing.fake_vm import FakeMove, FakeVm, fake_facts
 from architect.version import VERSION
 from architect.wire.agent_messages import (
     AcknowledgeNotice,
+    ClockIs,
     Done,
     ExecExit,
     ExecInput,
@@ -39,6 +41,7 @@ from architect.wire.agent_messages import (
     MigrationReport,
     Phase,
     Progress,
+    ReadClock,
     ReadLog,
     RemoveVm,
     RunVm,
@@ -55,6 +58,9 @@ MOVE_STEPS = (
     HandoverState.COMMITTED,
     HandoverState.DONE,
 )
+
+FAKE_CLOCK_AHEAD_S = 1000.0
+"""How far the hosts' monotonic clocks are ahead of the test's."""
 
 Connect = Callable[[Handler], Awaitable[Channel]]
 
@@ -99,8 +105,9 @@ class FakeWorld:
         if request.vm not in source.vms:
             raise NotFoundError(f"vm {request.vm}", f"is not on host {source.name}", "look where it is")
         report = MigrationReport(
-            request.migration, request.vm, source.name, request.target.name, MigrationMode.PRECOPY, HandoverState.PLANNED
-        )
+            request.migration, request.vm, source.name, request.target.name, MigrationMode.PRECOPY, HandoverState.PLANNED,
+            clock_at_s=asyncio.get_running_loop().time() + FAKE_CLOCK_AHEAD_S,
+        )  # fmt: skip
         move = self.moves[request.migration] = FakeMove(report)
         self.spawn(self._carry_out(move, source))
         return move
@@ -136,6 +143,7 @@ class FakeWorld:
             more: dict[str, Any] = {"progress": (number + 1) / len(MOVE_STEPS)}
             if state is HandoverState.DONE:
                 more |= {"total_s": 0.25, "downtime_ms": 21.5, "rounds": 3, "bytes_sent": 4096, "bytes_peer": 4096}
+                more |= {"spans": (Span("bulk", Side.SOURCE, 0.1, 0.25), Span("memory-scan", Side.SOURCE, 0.1, 0.11, "bulk"))}
                 more |= {"phases": (Phase("preparing", 0.0, 0.1), Phase("precopy", 0.1, 0.25))}
             move.advance(state, **more)
 
@@ -244,6 +252,8 @@ class FakeAgent:
             case ExecInput(_, session, end):
                 await self.exec_input[session].put((body, end))
                 return Done()
+            case ReadClock():
+                return ClockIs(asyncio.get_running_loop().time() + FAKE_CLOCK_AHEAD_S)
             case AcknowledgeNotice(notice):
                 self.acknowledged.append(notice)
                 return Done()

@@ -50,7 +50,7 @@ class FakeEdge:
                 vms = (EdgeVm(vm, one.vni, one.inner_address, "", "", 1, self.endpoints(vm)) for vm, one in self.vms.items())
                 return EdgeState(tuple(vms), {})
             case Ping():
-                return Pong()
+                return Pong(0.0)
         raise NotFoundError(f"request {type(message).__name__}", "is not served", "report this as a defect")
 
     def endpoints(self, vm: VmId) -> tuple[Endpoint, ...]:

@@ -7,6 +7,7 @@ import asyncio
 from architect.errors import HostError
 from architect.migration import MemoryListener
 from architect.migration.target_ports import NeverRanError
+from architect.model.handover_span import Span
 from architect.model.ids import MigrationId
 from architect.model.vm_spec import VmSpec
 from architect.testing.sim_machine import QemuStatus, SimQemu
@@ -102,9 +103,10 @@ class SimTargetMemory(SimPart):
 
         return await self.call("memory.open-target", open_session)
 
-    async def apply_cut(self, root: str, postcopy: bool) -> None:
+    async def apply_cut(self, root: str, postcopy: bool) -> tuple[Span, ...]:
         """As the port says."""
         await self.long_call("memory.apply-cut", lambda: self.memory().apply_cut(root, postcopy))
+        return ()
 
     async def full_hash(self) -> str:
         """As the port says."""
@@ -147,6 +149,10 @@ class SimTargetFlows(SimPart):
     async def set_local(self) -> None:
         """As the port says."""
         await self.call("flows.local", lambda: self.host.flows.set_local(self.vm))
+
+    async def wait_first_packet(self) -> float:
+        """As the port says. The simulated guest sends at once."""
+        return self.host.world.loop.now_s
 
     async def relay(self, source_address: str) -> None:
         """As the port says."""

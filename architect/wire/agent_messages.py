@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import msgspec
 
+from architect.model.handover_span import Spans
 from architect.model.handover_state import HandoverState, MigrationMode
 from architect.model.ids import HostName, MigrationId, VmId
 from architect.model.notice import Notice
@@ -84,8 +85,12 @@ class MoveDecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MigrationReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a handover stands, or ended. `mode` is what was done: precopy or postcopy; bytes are what crossed the wire. `decisions`
-    are those that changed its course, oldest first; `look` is what was seen last."""
+    """How a handover stands, or ended. `mode` is what was done: precopy or postcopy; bytes are what crossed the wire.
+
+    `decisions` are those that changed its course, oldest first; `look` is what was seen last.
+    `spans` and `phases` count from the start of the handover, when the source's monotonic clock showed `clock_at_s`. Spans of
+    other machines than the source are off by at most `clock_error_ms`; None: their clocks were not compared.
+    """
 
     id: MigrationId
     vm: VmId
@@ -108,6 +113,9 @@ class MigrationReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     progress: float = 0.0
     decisions: tuple[MoveDecision, ...] = ()
     look: MoveDecision | None = None
+    spans: Spans = ()
+    clock_error_ms: float | None = None
+    clock_at_s: float = 0.0
 
 
 class VmObservation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -175,6 +183,16 @@ class AcknowledgeNotice(_Message, frozen=True):
     """No VM is left here: tell the cloud that the notice may proceed (Azure), if it wants to know. Answers `Done`."""
 
     notice: str
+
+
+class ReadClock(_Message, frozen=True):
+    """What does the host's monotonic clock show? Answers `ClockIs`, at once."""
+
+
+class ClockIs(_Message, frozen=True):
+    """It showed that when the question was read."""
+
+    now_s: float
 
 
 class ReadLog(_Message, frozen=True):
@@ -251,6 +269,6 @@ class Done(_Message, frozen=True):
 
 
 AgentMessage = (
-    Hello | Welcome | HostReport | RunVm | StopVm | RemoveVm | MigrateVm | AcknowledgeNotice | ReadLog | ExecStart | ExecInput
-    | Progress | VmStatus | MigrationProgress | LogData | ExecOutput | ExecExit | Done
+    Hello | Welcome | HostReport | RunVm | StopVm | RemoveVm | MigrateVm | AcknowledgeNotice | ReadClock | ClockIs | ReadLog
+    | ExecStart | ExecInput | Progress | VmStatus | MigrationProgress | LogData | ExecOutput | ExecExit | Done
 )  # fmt: skip

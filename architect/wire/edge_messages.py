@@ -75,7 +75,9 @@ class Ping(_Message, frozen=True):
 
 
 class Pong(_Message, frozen=True):
-    """Answer to Ping."""
+    """Answer to Ping: what the edge's monotonic clock shows."""
+
+    now_s: float
 
 
 class ReadEdge(_Message, frozen=True):
@@ -110,7 +112,10 @@ class Endpoints(_Message, frozen=True):
 
 
 class Steered(_Message, frozen=True):
-    """The map entry is written."""
+    """The map entry is written: begun and done when the edge's monotonic clock showed that."""
+
+    start_s: float
+    end_s: float
 
 
 class Done(_Message, frozen=True):

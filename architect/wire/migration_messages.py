@@ -8,6 +8,7 @@ body of at most `framing.BODY_BYTES_MAX`.
 
     source agent                                  target agent
         │ PeerHello ───────────────────────────────→ │  version, names
+        │ AskClock (some, whenever nothing waits) ─→ │  how far the two clocks are apart
         │ Prepare ─────────────────────────────────→ │  checks, reserves; refuses by name
         │ BasePart … (if it lacks the base) ───────→ │
         │ Start ───────────────────────────────────→ │  QEMU -S -incoming defer, memory process listens
@@ -17,7 +18,7 @@ body of at most `framing.BODY_BYTES_MAX`.
         │ Cut (device state) ──────────────────────→ │  verify, load, create RUN term + 1, cont
         │ ←──────────────────────────────── Committed │
         │ AwaitFilled (post-copy only) ────────────→ │
-        │ Release ─────────────────────────────────→ │  the source forwards nothing more
+        │ Release ─────────────────────────────────→ │  the source forwards nothing more; answered when the guest is seen
         │ Abort (instead, any time before Cut, and after the abort record exists)
 
 Everything is idempotent by the migration's id. AskStatus may come on a later connection: the source lost the first one.
@@ -30,6 +31,7 @@ from __future__ import annotations
 
 import msgspec
 
+from architect.model.handover_span import Spans
 from architect.model.handover_state import HandoverState, MigrationMode
 from architect.model.ids import HostName, MigrationId
 from architect.model.vm_spec import VmSpec
@@ -133,19 +135,15 @@ class Cut(_Message, frozen=True):
     full_hash: str = ""
 
 
-class Spent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A part of the target's work in the pause, and how long it took."""
-
-    name: str
-    duration_s: float
-
-
 class Committed(_Message, frozen=True):
-    """The target owns the VM by record `term`, and it runs since `resume_time_s` (seconds since 1970, the target's clock)."""
+    """The target owns the VM by record `term`, and it runs since `resume_time_s` (seconds since 1970, the target's clock).
+
+    `spans` is what it did so far, by its monotonic clock.
+    """
 
     term: int
     resume_time_s: float
-    spent: tuple[Spent, ...] = ()
+    spans: Spans = ()
 
 
 class AwaitFilled(_Message, frozen=True):
@@ -155,9 +153,30 @@ class AwaitFilled(_Message, frozen=True):
 
 
 class Release(_Message, frozen=True):
-    """The source forwards nothing more: only the target may speak for the VM. Answered by `Accepted`."""
+    """The source forwards nothing more: only the target may speak for the VM. Answered by `Released`."""
 
     migration: MigrationId
+
+
+class Released(_Message, frozen=True):
+    """Only the target speaks for the VM, and the guest was seen to run there, or time to wait for that was over.
+
+    `spans` is what the target did since `Committed`, by its monotonic clock.
+    """
+
+    spans: Spans = ()
+
+
+class AskClock(_Message, frozen=True):
+    """What does your monotonic clock show? Answered by `ClockIs`, at once."""
+
+    migration: MigrationId
+
+
+class ClockIs(_Message, frozen=True):
+    """It showed that when the question was read."""
+
+    now_s: float
 
 
 class Abort(_Message, frozen=True):
@@ -188,5 +207,7 @@ class Accepted(_Message, frozen=True):
     """It is done."""
 
 
-TargetRequest = Prepare | BasePart | Start | LogPart | Alive | Hold | Cut | AwaitFilled | Release | Abort | AskStatus
-MigrationMessage = PeerHello | PeerWelcome | TargetRequest | Prepared | Started | Committed | TargetStatus | Accepted
+TargetRequest = Prepare | BasePart | Start | LogPart | Alive | AskClock | Hold | Cut | AwaitFilled | Release | Abort | AskStatus
+MigrationMessage = (
+    PeerHello | PeerWelcome | TargetRequest | Prepared | Started | Committed | Released | ClockIs | TargetStatus | Accepted
+)  # fmt: skip

@@ -28,7 +28,7 @@ INSPECT_KEYS = (
 HOST_KEYS = ["name", "provider", "region", "state", "vms", "memory_bytes", "memory_free_bytes", "notice"]
 MIGRATE_KEYS = [
     "vm", "source", "target", "mode", "outcome", "reason", "total_s", "downtime_ms", "rounds", "bytes_sent", "bytes_by_source",
-    "phases",
+    "phases", "spans", "clock_error_ms",
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import cast
 
@@ -79,7 +80,8 @@ def test_a_vm_is_defined_by_control_steered_by_an_agent_and_read_by_both(tmp_pat
     server, datapath = make(tmp_path)
     endpoint = Endpoint("203.0.113.10", 8080, Protocol.TCP, 80)
     assert server.answer(DEFINE, "control") == Endpoints((endpoint,))
-    assert server.answer(STEER, "agent:a") == Steered()
+    steered = server.answer(STEER, "agent:a")
+    assert isinstance(steered, Steered) and 0 < steered.start_s <= steered.end_s <= time.monotonic()
     assert datapath.routes[1] == EdgeRoute(1, "10.88.0.1", "192.0.2.21", "", "203.0.113.10", False, (endpoint,))
     for client in ("control", "agent:a"):
         state = server.answer(ReadEdge(VM), client)
@@ -111,7 +113,7 @@ def test_hello_is_answered_with_facts_and_another_version_refused(tmp_path: Path
 
 def test_an_answer_is_no_request(tmp_path: Path) -> None:
     with pytest.raises(PeerError, match="is an answer"):
-        make(tmp_path)[0].answer(Pong(), "control")
+        make(tmp_path)[0].answer(Pong(1.0), "control")
 
 
 def test_a_server_that_starts_again_has_the_same_table(tmp_path: Path) -> None:

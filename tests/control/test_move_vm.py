@@ -10,7 +10,7 @@ import pytest
 from architect.control.end_vm import remove_vm, stop_vm
 from architect.control.evacuate import set_draining
 from architect.control.move_vm import MoveWish, migrate_vm
-from architect.control.views import MigrationView
+from architect.control.views import MigrationView, event_view
 from architect.errors import (
     CapacityError,
     ConflictError,
@@ -48,6 +48,12 @@ def test_a_move_ends_with_the_vm_at_the_target_and_its_numbers(tmp_path: Path) -
                 21.5, 4096, ["preparing", "precopy"],
             )  # fmt: skip
             assert (one.view("web").host, one.view("web").term, one.view("web").state) == ("gcp-1", 2, VmState.RUNNING)
+            assert [(span.name, span.side.value) for span in view.spans] == [
+                ("plan", "control"), ("order", "control"), ("bulk", "source"), ("memory-scan", "source"),
+            ]  # fmt: skip
+            assert view.spans[1].end_s == pytest.approx(0.0, abs=0.01), "the hosts' clocks are a thousand seconds ahead"
+            ended = next(event for event in one.control.fabric.book.events if event.kind.value == "migration-done")
+            assert [span.name for span in event_view(one.control.fabric, ended).spans] == ["plan", "order", "bulk"]
             states = [event.message for event in one.control.fabric.book.events if event.kind.value == "migration-state"]
             assert states == ["preparing", "precopy", "switchover", "committed"]
 

@@ -76,7 +76,7 @@ class Scene:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
 
-    def as_agent(self, role: str, steps: Callable[[EdgeClient], Awaitable[None]]) -> None:
+    def as_agent(self, role: str, steps: Callable[[EdgeClient], Awaitable[object]]) -> None:
         """Run `steps(edge client)` in a host's namespace with that host's name."""
 
         async def run() -> None:

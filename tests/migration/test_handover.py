@@ -80,6 +80,26 @@ def test_a_report_has_its_phases_its_pause_and_its_bytes() -> None:
     play(test)
 
 
+def test_a_report_has_the_spans_of_all_sides_in_the_order_of_time() -> None:
+    async def test(fabric: Fabric) -> None:
+        report = await fabric.ask(fabric.request())
+        at = {(span.side.value, span.name): span for span in report.spans}
+        way = [
+            ("target", "start-machine"), ("source", "bulk"), ("guest", "hook-suspend"), ("source", "pause"),
+            ("source", "save-state"), ("source", "cut"), ("target", "apply"), ("target", "load"), ("target", "claim"),
+            ("target", "resume"), ("guest", "sync-clock"), ("source", "release"), ("source", "destroy"),
+        ]  # fmt: skip
+        starts = [at[step].start_s for step in way]
+        assert starts == sorted(starts)
+        assert at["source", "save-state"].parent == "last-round" and not at["source", "last-round"].parent
+        assert at["guest", "first-packet"].end_s <= at["source", "destroy"].start_s, "the source's copy goes when the guest is seen"
+        commit = at["source", "commit"]
+        assert commit.start_s < at["target", "apply"].start_s and at["target", "resume"].end_s < commit.end_s
+        assert report.clock_error_ms is not None and 0 < report.clock_error_ms < 50
+
+    play(test)
+
+
 def test_a_second_move_of_a_vm_that_moves_is_a_conflict() -> None:
     async def test(fabric: Fabric) -> None:
         first = asyncio.create_task(fabric.ask(fabric.request(1)))

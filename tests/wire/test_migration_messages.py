@@ -9,15 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from architect.model.handover_span import Side, Span
 from architect.model.handover_state import HandoverState, MigrationMode
 from architect.wire.framing import FrameCodec, FrameError
 from architect.wire.migration_messages import (
     Abort,
     Accepted,
     Alive,
+    AskClock,
     AskStatus,
     AwaitFilled,
     BasePart,
+    ClockIs,
     Committed,
     Cut,
     Hold,
@@ -28,7 +31,7 @@ from architect.wire.migration_messages import (
     Prepare,
     Prepared,
     Release,
-    Spent,
+    Released,
     Start,
     Started,
     TargetStatus,
@@ -47,7 +50,10 @@ MESSAGES: list[MigrationMessage] = [
     Alive(MIGRATION),
     Hold(MIGRATION),
     Cut(MIGRATION, "ab", 100, 7, True, True, "cd"),
-    Committed(4, 1.5, (Spent("load", 0.01),)),
+    Committed(4, 1.5, (Span("load", Side.TARGET, 7.0, 7.01),)),
+    Released((Span("sync-clock", Side.GUEST, 7.1, 7.2, "greet"),)),
+    AskClock(MIGRATION),
+    ClockIs(12.5),
     AwaitFilled(MIGRATION),
     Release(MIGRATION),
     Abort(MIGRATION, "why"),

@@ -107,6 +107,8 @@ int from_vm(struct __sk_buff *skb)
 		return drop(COUNT_DROP_BLOCKED);
 	}
 	clamp_mss(skb, &p, port->mss);
+	if (!stat->first_from_vm_ns)
+		stat->first_from_vm_ns = bpf_ktime_get_ns();
 	__sync_fetch_and_add(&stat->from_vm_packets, 1);
 	__sync_fetch_and_add(&stat->from_vm_bytes, skb->len);
 	return to_tunnel(skb, node, vni, port->edge);

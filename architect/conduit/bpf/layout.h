@@ -9,7 +9,7 @@
 
 #include <linux/types.h>
 
-#define LAYOUT_VERSION 1
+#define LAYOUT_VERSION 2
 #define TUNNEL_PORT 4790
 
 /* Who made the pins, and where packets go in and out. One entry, key 0, on hosts and edges alike. */
@@ -49,6 +49,7 @@ struct port_stats {
 	__u64 forwarded_packets;
 	__u64 relayed_packets;
 	__u64 blocked_packets;
+	__u64 first_from_vm_ns; /* CLOCK_MONOTONIC of the first packet that the VM sent here; 0: none yet */
 };
 
 /* ---- edge ---- */

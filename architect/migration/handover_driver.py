@@ -29,7 +29,7 @@ from architect.migration.source_engine import (
     hurried,
 )
 from architect.migration.source_ports import Handover
-from architect.migration.source_steps import SIDE_OF, TOLERATED, WATCHED, Action, Effect, SourceStep
+from architect.migration.source_steps import SIDE_OF, STANDING, TOLERATED, WATCHED, Action, Effect, SourceStep
 from architect.model.handover_span import Side
 from architect.runtime.clock import Clock, Entropy
 from architect.wire.agent_messages import MigrationReport
@@ -52,7 +52,7 @@ class HandoverDriver:
     """Moves one VM once.
 
     :param start: the engine's state to begin with; another than the first one is for an agent that restarted.
-    :param on_report: called with the report after every step; must not block.
+    :param on_report: called with the report after every step, but for those that the guest waits for; must not block.
     """
 
     def __init__(
@@ -106,7 +106,8 @@ class HandoverDriver:
             with self._figures.step(self._step_name()):
                 event = await self._perform_step(actions, link)
             self._state = advance(self._state, event, self._clock.monotonic_s())
-            self._on_report(self._figures.report(self._state))
+            if self._state.step not in STANDING:  # making and sending a report would be a part of the pause
+                self._on_report(self._figures.report(self._state))
 
     async def _undo_on_cancel(self, actions: SourceActions, link: PeerLink) -> None:
         if self._state.step.is_terminal or Effect.CUT_SENT in self._state.effects:

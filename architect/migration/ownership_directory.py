@@ -3,7 +3,7 @@
 ::
 
     ROOT/VM/0000000007.json      record 7 of VM: JSON, at most 4 KiB, never changed
-    ROOT/VM/.XXXXXXXX            a record on its way; a crash may leave it, nothing ever reads it
+    ROOT/VM/.XXXXXXXX            a record on its way, or prepared; a crash may leave it, nothing ever reads it
     ROOT/ownership-log           says that this is the place, and not an empty mount point
 
 link(2) is atomic and fails where the name exists, on local file systems and on NFS, and the file it names was written and flushed
@@ -24,7 +24,7 @@ from typing import TypeVar
 
 import msgspec
 
-from architect.errors import CapacityError, HostError, OutcomeUnknownError, UnavailableError, UsageError
+from architect.errors import ArchitectError, CapacityError, HostError, OutcomeUnknownError, UnavailableError, UsageError
 from architect.migration.ownership_log import TermConflictError, check_successor, check_term
 from architect.model.ids import VmId, check_name
 from architect.model.ownership import OWNERSHIP_MARK, OwnershipRecord
@@ -56,6 +56,20 @@ class DirectoryOwnershipLog:
         self._root = root
         self._deadline_s = deadline_s
         self._is_shared = is_shared
+        self._prepared: dict[VmId, tuple[OwnershipRecord, Path]] = {}
+
+    async def prepare(self, record: OwnershipRecord) -> None:
+        """See `OwnershipLog.prepare`: the content is on disk, under a name that nobody reads."""
+
+        def write() -> Path:
+            return _write_flushed(self._directory(record.vm), msgspec.json.encode(record))
+
+        with contextlib.suppress(ArchitectError, OSError):
+            path = await self._in_thread(write, self._silent(record.vm))
+            _, left = self._prepared.pop(record.vm, (None, None))
+            self._prepared[record.vm] = (record, path)
+            if left is not None:
+                left.unlink(missing_ok=True)
 
     async def create(self, record: OwnershipRecord) -> OwnershipRecord:
         """See `OwnershipLog.create`."""
@@ -91,7 +105,7 @@ class DirectoryOwnershipLog:
                 return self._read_existing(record)
             check_successor(record, latest)
             _make_directory(directory)
-            temporary = _write_flushed(directory, content)
+            temporary = self._take_prepared(record) or _write_flushed(directory, content)
         try:
             with contextlib.suppress(FileExistsError):
                 os.link(temporary, _file(directory, record.term))
@@ -103,6 +117,16 @@ class DirectoryOwnershipLog:
                 temporary.unlink()
         with _mapped(thing, self._root):
             return self._read_existing(record)
+
+    def _take_prepared(self, record: OwnershipRecord) -> Path | None:
+        """The file of this very record, if it was prepared and is still there. Once: after link(2) it is the record."""
+        prepared, path = self._prepared.pop(record.vm, (None, None))
+        if path is None or not path.exists():
+            return None
+        if prepared != record:
+            path.unlink(missing_ok=True)
+            return None
+        return path
 
     def _latest(self, vm: VmId) -> OwnershipRecord | None:
         directory = self._directory(vm)

@@ -34,6 +34,13 @@ class TermConflictError(ConflictError):
 class OwnershipLog(Protocol):
     """Where ownership records are kept. Safe to use from several tasks and several processes at once."""
 
+    async def prepare(self, record: OwnershipRecord) -> None:
+        """Do what can be done of `create(record)` before it is known that it shall be, so that it takes less time then.
+
+        Decides nothing and nobody can see it; what fails is not told, because `create` does it then.
+        """
+        ...
+
     async def create(self, record: OwnershipRecord) -> OwnershipRecord:
         """The record that exists for `record.term`, which is `record` itself if nobody else had written one. Durable on return.
 

@@ -227,6 +227,20 @@ HANDOVER_STATE: dict[SourceStep, HandoverState] = {
 SIDE_OF = dict.fromkeys((Action.HOOK_SUSPEND, Action.HOOK_RESUME, Action.SYNC_CLOCK), Side.GUEST)
 """Who performs an action, if it is not the source."""
 
+STANDING = frozenset(
+    (
+        SourceStep.STEER,
+        SourceStep.SETTLE,
+        SourceStep.FORWARD,
+        SourceStep.DRAIN,
+        SourceStep.PAUSE,
+        SourceStep.LAST_ROUND,
+        SourceStep.CUT,
+        SourceStep.COMMIT,
+    )
+)
+"""Steps that begin while packets wait for the VM: nothing is done beside them that can wait."""
+
 WATCHED = frozenset(
     step
     for step, state in HANDOVER_STATE.items()

@@ -40,6 +40,7 @@ from architect.migration.target_engine import (
 from architect.migration.target_ports import MemoryListener, NeverRanError, TargetHostPort, TargetPorts
 from architect.model.handover_span import Side, Span
 from architect.model.ids import HostName
+from architect.model.ownership import OwnershipRecord
 from architect.runtime.clock import Clock
 from architect.wire.migration_messages import Committed, Cut, Prepare, Released, TargetStatus
 
@@ -143,11 +144,12 @@ class TargetSession:
             await self._ports.log.append(offset, data)
 
     async def hold(self) -> None:
-        """Let packets wait in the tap."""
+        """Let packets wait in the tap; the cut is near."""
         async with self._lock:
             self._expect(TargetStep.STARTED)
             self._state = advance(self._state, Held())
             await self._ports.flows.hold()
+            await self._prepare_record()
 
     async def accept_cut(self, cut: Cut, body: bytes) -> None:
         """Take the VM's last state in; `take_over` is next."""
@@ -323,8 +325,18 @@ class TargetSession:
         if setting.recovers or not await self._ports.machine.is_alive():
             record = abort_record(request.spec.id, request.term + 1, request.source.name, setting.writer, request.migration)
         else:
-            record = run_record(request.spec.id, request.term + 1, setting.host, setting.writer, request.migration)
+            record = self._run_record()
         return RecordKnown(await decided_record(self._ports.ownership, record))
+
+    def _run_record(self) -> OwnershipRecord:
+        request, setting = self.request, self._setting
+        return run_record(request.spec.id, request.term + 1, setting.host, setting.writer, request.migration)
+
+    async def _prepare_record(self) -> None:
+        """What takes longest of the claim, done before the source stops; that it is late or fails harms nothing."""
+        with contextlib.suppress(ArchitectError, TimeoutError):
+            async with asyncio.timeout(self._setting.limits.record_timeout_s):
+                await self._ports.ownership.prepare(self._run_record())
 
     async def _give_back(self) -> TargetEvent:
         request = self.request

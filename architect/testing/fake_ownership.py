@@ -60,6 +60,9 @@ class FakeOwnershipLog:
         self.usual = Fault()
         self._clock = clock
 
+    async def prepare(self, record: OwnershipRecord) -> None:
+        """As the port says: here nothing takes time."""
+
     async def create(self, record: OwnershipRecord) -> OwnershipRecord:
         """See `OwnershipLog.create`."""
         check_name(record.vm, "VM")

@@ -115,6 +115,9 @@ class SimOwnershipPort:
         self._ownership = ownership
         self.host = host
 
+    async def prepare(self, record: OwnershipRecord) -> None:
+        """As the port says: nothing that anybody could see."""
+
     async def create(self, record: OwnershipRecord) -> OwnershipRecord:
         """As the port says."""
         name = f"store.create {record.term} {record.kind.value} {record.host}"

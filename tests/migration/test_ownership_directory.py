@@ -39,6 +39,44 @@ def test_a_record_is_one_file_and_nothing_else_stays(tmp_path: Path) -> None:
     assert msgspec.json.decode(file_of(tmp_path, 1).read_bytes(), type=OwnershipRecord) == record(1)
 
 
+def test_a_prepared_record_is_seen_by_nobody_until_it_is_created(tmp_path: Path) -> None:
+    log = DirectoryOwnershipLog(tmp_path)
+    create(tmp_path, record(1))
+    asyncio.run(log.prepare(record(2)))
+    assert latest(tmp_path) == record(1) and asyncio.run(log.read(VM, 2)) is None
+    hidden = {path.stat().st_ino for path in (tmp_path / VM).iterdir() if path.name.startswith(".")}
+    assert asyncio.run(log.create(record(2))) == record(2) == latest(tmp_path)
+    assert {file_of(tmp_path, 2).stat().st_ino} == hidden, "it is the very file that was flushed before"
+    assert sorted(path.name for path in (tmp_path / VM).iterdir()) == ["0000000001.json", "0000000002.json"]
+
+
+def test_a_prepared_record_decides_nothing(tmp_path: Path) -> None:
+    log = DirectoryOwnershipLog(tmp_path)
+    create(tmp_path, record(1))
+    asyncio.run(log.prepare(record(2)))
+    rival = msgspec.structs.replace(record(2), writer="rival", kind=RecordKind.RUN)
+    assert create(tmp_path, rival) == rival
+    assert asyncio.run(log.create(record(2))) == rival
+
+
+def test_another_record_than_the_prepared_one_has_its_own_content_and_one_that_was_swept_away_is_written_anew(
+    tmp_path: Path,
+) -> None:
+    log = DirectoryOwnershipLog(tmp_path)
+    create(tmp_path, record(1))
+    other = msgspec.structs.replace(record(2), writer="other")
+    asyncio.run(log.prepare(record(2)))
+    assert asyncio.run(log.create(other)) == other == latest(tmp_path)
+    asyncio.run(log.prepare(record(3)))
+    for path in (tmp_path / VM).glob(".*"):
+        path.unlink()
+    assert asyncio.run(log.create(record(3))) == record(3) == latest(tmp_path)
+
+
+def test_what_cannot_be_prepared_is_no_error(tmp_path: Path) -> None:
+    asyncio.run(DirectoryOwnershipLog(tmp_path / "none").prepare(record(1)))
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b'{"vm":"vm-0123456789ab"}', b"x" * (RECORD_BYTES_MAX + 1)])
 def test_a_damaged_record_is_named_and_never_guessed(tmp_path: Path, content: bytes) -> None:
     create(tmp_path, record(1))

@@ -17,11 +17,17 @@ class SpanRecorder:
         self._side = side
         self._spans_max = spans_max
         self._spans: list[Span] = []
+        self._told_count = 0
 
     @property
     def spans(self) -> tuple[Span, ...]:
         """All, in the order in which they ended."""
         return tuple(self._spans)
+
+    def news(self) -> tuple[Span, ...]:
+        """Those that were not in an earlier answer of this method."""
+        told, self._told_count = self._told_count, len(self._spans)
+        return tuple(self._spans[told:])
 
     @contextlib.contextmanager
     def span(self, name: str, parent: str = "", side: Side | None = None) -> Iterator[None]:

@@ -38,7 +38,7 @@ from architect.migration.target_engine import (
     delay_s_of,
 )
 from architect.migration.target_ports import MemoryListener, NeverRanError, TargetHostPort, TargetPorts
-from architect.model.handover_span import Side, Span
+from architect.model.handover_span import Side
 from architect.model.ids import HostName
 from architect.model.ownership import OwnershipRecord
 from architect.runtime.clock import Clock
@@ -77,7 +77,6 @@ class TargetSession:
         self._resume_time_s = 0.0
         self._resumed_at_s = 0.0
         self._spans = SpanRecorder(setting.clock, Side.TARGET)
-        self._told_spans = 0
         self._heard_at_s = setting.clock.monotonic_s()
         self._answered = asyncio.Event()
         self._asked_to_abort = asyncio.Event()
@@ -216,7 +215,7 @@ class TargetSession:
         if state.code:
             raise _error(state.code, self._thing, state.reason)
         assert state.record is not None
-        return Committed(state.record.term, self._resume_time_s, self._untold_spans())
+        return Committed(state.record.term, self._resume_time_s, self._spans.news())
 
     async def release(self) -> Released:
         """The source forwards nothing more; the greeting tells the edge. Returns when the guest was seen, or late."""
@@ -226,7 +225,7 @@ class TargetSession:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._setting.limits.seen_timeout_s):
                 await self._seen.wait()
-        return Released(self._untold_spans())
+        return Released(self._spans.news())
 
     async def stop_greeting(self) -> None:
         """The VM is about to move on: steer nothing for it any more."""
@@ -388,10 +387,6 @@ class TargetSession:
                 first_at_s = await self._ports.flows.wait_first_packet()
             self._spans.add("first-packet", resumed_at_s, max(first_at_s, resumed_at_s), side=Side.GUEST)
             self._sent.set()
-
-    def _untold_spans(self) -> tuple[Span, ...]:
-        told, self._told_spans = self._told_spans, len(self._spans.spans)
-        return self._spans.spans[told:]
 
     async def _steer(self, previous: str) -> None:
         assert self._state.record is not None

@@ -213,7 +213,7 @@ class TargetSession:
         await self._answered.wait()
         state = self._state
         if state.code:
-            raise _error(state.code, self._thing, state.reason)
+            raise remote_error(state.code, self._thing, state.reason, "see the events of both hosts")
         assert state.record is not None
         return Committed(state.record.term, self._resume_time_s, self._spans.news())
 
@@ -381,21 +381,19 @@ class TargetSession:
 
     async def _watch_guest(self) -> None:
         """Note when the guest's first packet leaves: that is when it is seen from outside to run again."""
-        limits, resumed_at_s = self._setting.limits, self._resumed_at_s
         with contextlib.suppress(ArchitectError, TimeoutError):
-            async with asyncio.timeout(limits.hook_timeout_s):
+            async with asyncio.timeout(self._setting.limits.hook_timeout_s):
                 first_at_s = await self._ports.flows.wait_first_packet()
-            self._spans.add("first-packet", resumed_at_s, max(first_at_s, resumed_at_s), side=Side.GUEST)
+            self._spans.add("first-packet", self._resumed_at_s, max(first_at_s, self._resumed_at_s), side=Side.GUEST)
             self._sent.set()
 
     async def _steer(self, previous: str) -> None:
         assert self._state.record is not None
         setting = self._setting
         term = self._state.record.term
-        with self._spans.span("steer"):
-            times = await steer_until_done(self._ports.edge, term, setting.address, previous, setting.clock, setting.limits)
+        times = await steer_until_done(self._ports.edge, term, setting.address, previous, setting.clock, setting.limits)
         if times is not None:
-            self._spans.add("steer-applied", times.start_s, times.end_s, "steer", Side.EDGE)
+            self._spans.add("steer-applied", times.start_s, times.end_s, "greet", Side.EDGE)
 
     def _conclude(self) -> None:
         state, agent = self._state, self._setting.agent
@@ -427,7 +425,3 @@ def _failed(errors: BaseExceptionGroup[ArchitectError]) -> Failed:
         first = first.exceptions[0]
     assert isinstance(first, ArchitectError)
     return Failed(first.code, f"{first.thing}: {first.cause}")
-
-
-def _error(code: str, thing: str, reason: str) -> ArchitectError:
-    return remote_error(code, thing, reason, "see the events of both hosts")

@@ -19,7 +19,6 @@ from architect.migration.ports import MIRROR_TUNNEL as MIRROR_TUNNEL
 from architect.migration.ports import POSTCOPY_TUNNEL as POSTCOPY_TUNNEL
 from architect.migration.ports import decided_record
 from architect.migration.span_recorder import SpanRecorder
-from architect.migration.steering import steer_until_done
 from architect.migration.target_engine import (
     AbortAsked,
     CutArrived,
@@ -37,14 +36,13 @@ from architect.migration.target_engine import (
     advance,
     delay_s_of,
 )
+from architect.migration.target_greeting import TargetGreeting
 from architect.migration.target_ports import MemoryListener, NeverRanError, TargetHostPort, TargetPorts
 from architect.model.handover_span import Side
 from architect.model.ids import HostName
 from architect.model.ownership import OwnershipRecord
 from architect.runtime.clock import Clock
 from architect.wire.migration_messages import Committed, Cut, Prepare, Released, TargetStatus
-
-SILENT_GUEST_S = 0.05
 
 
 class SessionSetting(msgspec.Struct, frozen=True):
@@ -81,11 +79,10 @@ class TargetSession:
         self._answered = asyncio.Event()
         self._asked_to_abort = asyncio.Event()
         self._claimed = asyncio.Event()
-        self._released = asyncio.Event()
-        self._sent = asyncio.Event()
-        self._seen = asyncio.Event()
         self._ended = asyncio.Event()
         self._greeting: asyncio.Task[None] | None = None
+        ports, clock, limits, source = setting.ports, setting.clock, setting.limits, request.source.address
+        self._greeter = TargetGreeting(ports, clock, limits, self._spans, setting.address, source)
         self._table = self._make_table()
 
     @property
@@ -172,8 +169,8 @@ class TargetSession:
                     self._setting.agent.taken_over(self.request.migration, self.request.spec, self._state.record.term)
                     self._answered.set()
                     self._claimed.set()
-                    self._greeting = group.create_task(self._greet())
-                    group.create_task(self._watch_guest())
+                    self._greeting = group.create_task(self._greeter.greet(self._state.record.term))
+                    group.create_task(self._greeter.watch_guest(self._resumed_at_s))
             self._conclude()
 
     async def abort(self, reason: str) -> None:
@@ -221,10 +218,7 @@ class TargetSession:
         """The source forwards nothing more; the greeting tells the edge. Returns when the guest was seen, or late."""
         if not self._state.owns:
             raise ConflictError(self._thing, "was not taken over", "ask how the handover stands")
-        self._released.set()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._setting.limits.seen_timeout_s):
-                await self._seen.wait()
+        await self._greeter.release()
         return Released(self._spans.news())
 
     async def stop_greeting(self) -> None:
@@ -357,43 +351,6 @@ class TargetSession:
                 async with asyncio.timeout(self._setting.limits.call_timeout_s):
                     await self._asked_to_abort.wait()
         await self._ports.flows.relay(self.request.source.address)
-
-    async def _greet(self) -> None:
-        """After the resume, beside everything else: edge and guest learn where the VM is. Failures cost no VM, so they end here."""
-        await self._steer(self.request.source.address)
-        for name, side, call in (
-            ("set-local", Side.TARGET, self._ports.flows.set_local),
-            ("sync-clock", Side.GUEST, self._ports.machine.sync_clock),
-            ("after-resume", Side.GUEST, lambda: self._ports.machine.run_hook("after-resume")),
-        ):
-            with contextlib.suppress(ArchitectError, TimeoutError), self._spans.span(name, side=side):
-                async with asyncio.timeout(self._setting.limits.hook_timeout_s):
-                    await call()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SILENT_GUEST_S):
-                await self._sent.wait()  # it has answered, and may have nothing to send
-        self._seen.set()
-        # The source says when it forwards nothing more; one that cannot say it any more does not forward either.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._setting.limits.silence_max_s):
-                await self._released.wait()
-        await self._steer("")
-
-    async def _watch_guest(self) -> None:
-        """Note when the guest's first packet leaves: that is when it is seen from outside to run again."""
-        with contextlib.suppress(ArchitectError, TimeoutError):
-            async with asyncio.timeout(self._setting.limits.hook_timeout_s):
-                first_at_s = await self._ports.flows.wait_first_packet()
-            self._spans.add("first-packet", self._resumed_at_s, max(first_at_s, self._resumed_at_s), side=Side.GUEST)
-            self._sent.set()
-
-    async def _steer(self, previous: str) -> None:
-        assert self._state.record is not None
-        setting = self._setting
-        term = self._state.record.term
-        times = await steer_until_done(self._ports.edge, term, setting.address, previous, setting.clock, setting.limits)
-        if times is not None:
-            self._spans.add("steer-applied", times.start_s, times.end_s, "greet", Side.EDGE)
 
     def _conclude(self) -> None:
         state, agent = self._state, self._setting.agent

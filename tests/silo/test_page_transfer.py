@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import tempfile
@@ -22,7 +23,7 @@ from architect.silo.memory_errors import DigestError
 from architect.silo.memory_hash import hash_memory
 from architect.silo.merkle import HashTree
 from architect.silo.page_receiver import PageReceiver
-from architect.silo.page_runs import encode_runs
+from architect.silo.page_runs import Pages, encode_runs
 from architect.silo.page_sender import PageSender
 from architect.silo.ram_file import RamFile
 from architect.silo.rate_limit import RateLimit
@@ -48,6 +49,22 @@ class Wire:
         self.frames.append((message, bytearray(body)))
 
 
+class Installer:
+    """Stands for a tracker: what `install_new` does in the page table of a process, done to the file."""
+
+    def __init__(self, ram: RamFile) -> None:
+        self._ram = ram
+
+    def install_new(self, pages: Pages, source: int) -> Pages:
+        """Write the pages that are absent; the places of the others."""
+        is_present = self._ram.present().flags[pages] != 0
+        for place in np.flatnonzero(~is_present):
+            data = ctypes.string_at(source + int(place) * PAGE_BYTES, PAGE_BYTES)
+            os.pwrite(self._ram.descriptor, data, int(pages[place]) * PAGE_BYTES)
+        places: Pages = np.flatnonzero(is_present)
+        return places
+
+
 class Move:
     """Two memories, a sender at one and a receiver at the other."""
 
@@ -55,7 +72,7 @@ class Move:
         self.source, self.target = RamFile.create(COUNT * PAGE_BYTES), RamFile.create(COUNT * PAGE_BYTES)
         self.wire, self.tree = Wire(), HashTree(COUNT)
         self.sender = PageSender(cast(StreamConnection, self.wire), self.source, self.tree, RateLimit(0))
-        self.receiver = PageReceiver(self.target, cast(Tracker, None), folder)
+        self.receiver = PageReceiver(self.target, cast(Tracker, Installer(self.target)), folder)
 
     def write(self, contents: dict[int, int]) -> None:
         """Write to the source's memory; content 0 is zeros."""
@@ -116,6 +133,14 @@ def test_pages_of_zeros_are_no_pages_at_the_target(written: list[dict[int, int]]
             move.deliver()
         last = {page: content for contents in written for page, content in contents.items()}
         assert move.target.present().pages().tolist() == sorted(page for page, content in last.items() if content)
+
+
+def test_a_page_that_qemu_has_touched_before_it_comes_first_is_written_over() -> None:
+    with _move() as move:
+        _filled(move)
+        os.pwrite(move.target.descriptor, bytes(2 * PAGE_BYTES), 4 * PAGE_BYTES)
+        move.deliver()
+        assert hash_memory(move.target) == hash_memory(move.source) == move.roots[0] == move.roots[1]
 
 
 def _filled(move: Move) -> None:

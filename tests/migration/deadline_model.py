@@ -22,7 +22,8 @@ from tests.migration.handover_values import plan
 
 LIMITS = HandoverLimits()
 CUTOVER_S = 0.4
-TICKS_MAX = 4000
+ENDLESS_S = 800.0  # how long a move without a deadline may take
+LATE_S_MAX = 60.0  # a move that has neither been cut nor refused by then will never be
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -83,7 +84,8 @@ def play(case: Case, limits: HandoverLimits = LIMITS) -> Outcome:
     """The move as `cut_plan` decides it, looked at every poll interval; cut or refused in the end, or the model fails."""
     move = _Move(case, msgspec.structs.replace(plan(deadline_at_s=case.deadline_s), limits=limits))
     low = 0.0
-    for looks in range(1, TICKS_MAX):
+    end_s = (case.deadline_s if math.isfinite(case.deadline_s) else ENDLESS_S) + LATE_S_MAX
+    for looks in range(1, math.ceil(end_s / limits.poll_interval_s)):
         move.go_on(limits.poll_interval_s)
         decision = move.decide()
         if decision.verdict is CutVerdict.REFUSE:

@@ -90,7 +90,7 @@ class TargetMachine:
         return await machine.resume()
 
     def _is_alive(self) -> bool:
-        return self._vm.parts is not None and self._vm.parts.machine.is_running
+        return self._vm.parts is not None and self._vm.parts.machine.is_running and not self._vm.parts.machine.is_ending
 
     def _is_certainly_halted(self) -> bool:
         """Whether nobody has told QEMU to run. The note is not flushed: it counts only as long as this machine has not rebooted."""

@@ -159,6 +159,11 @@ class Machine:
         return self._process.is_running
 
     @property
+    def is_ending(self) -> bool:
+        """Whether QEMU obeys nobody any more, though the process may exist for a moment longer."""
+        return self._process.is_ending
+
+    @property
     def channel_path(self) -> Path:
         """The unix socket at which the guest channel answers; QEMU takes one client at a time and a new one after it."""
         return self.run_dir / "channel.sock"

@@ -22,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 from architect.errors import HostError, NotFoundError
+from architect.runtime.processes import identify_process
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 OOM_SCORE = 300  # the kernel takes a VM before it takes the agent, which is needed to save the others
@@ -76,6 +77,11 @@ class QemuProcess:
     def is_running(self) -> bool:
         """Whether the process has not ended."""
         return self._pidfd >= 0 and not select.select([self._pidfd], [], [], 0)[0]
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether its main thread has ended, which alone obeys the monitor; other threads of it may take a moment longer."""
+        return identify_process(self.pid) is None
 
     async def wait(self, timeout_s: float | None = None) -> int | None:
         """Wait until the process has ended, and reap it if it is our child. Returns its exit status, None if it was not our child.

@@ -60,7 +60,8 @@ def test_zeros_of_a_moved_guest_are_filled_extent_by_extent_and_cost_the_move_no
             assert bulk.bytes_sent < 100_000
             cut = await source.memory.cut(postcopy=False)
             applied = await target.memory.apply_cut(cut.root, postcopy=False)
-            assert applied == await target.memory.apply_cut(cut.root, postcopy=False)
+            again = await target.memory.apply_cut(cut.root, postcopy=False)
+            assert (again.root, again.pages_missing) == (applied.root, applied.pages_missing)
             assert (await target.memory.status()).state == "received"
             target.guest.check()
             assert (await target.memory.status()).zero_faults.count <= made.ram_bytes // 65536 + 100

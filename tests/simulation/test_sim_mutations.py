@@ -33,12 +33,17 @@ def find(name: str, seeds: range, hosts: int | None = None, vms: int | None = No
     raise AssertionError(f"{name} was not found in {seeds}")
 
 
+def _fault_count(result: Result) -> int:
+    scenario = result.scenario
+    return len(scenario.incidents if isinstance(scenario, Fleet) else scenario.faults)
+
+
 @pytest.mark.parametrize("name", ["no-abort-record", "resume-at-once", "dropped-round"])
 def test_a_known_bug_of_a_handover_is_found_within_a_hundred_seeds_and_made_small(name: str) -> None:
     with MUTATIONS[name].applied():
         found = find(name, range(100))
         smallest = shrink(found, run)
-    assert smallest.violations and len(smallest.scenario.faults) <= max(1, len(found.scenario.faults))
+    assert smallest.violations and _fault_count(smallest) <= max(1, _fault_count(found))
     assert not run(smallest.scenario).violations, "without the bug it passes"
 
 

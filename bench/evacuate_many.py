@@ -10,12 +10,9 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -24,13 +21,12 @@ from typing import Any
 import msgspec
 
 from architect.errors import ArchitectError, UnavailableError
-from architect.runtime.namespaces import enter_namespace, run_in_thread, temporary_namespace
 from bench.document_file import commit
 from bench.flow_probes import INTERVAL_S
 from bench.gap_window import GapReport
 from bench.guest_image import guest_image
+from bench.private_namespace import run_alone
 from bench.process_costs import Cost, costs
-from bench.qemu_network import loopback_up
 from demo.fabric_commands import Fabric
 
 COUNTS = (1, 5, 20)
@@ -94,23 +90,8 @@ class Options(msgspec.Struct, frozen=True):
 def main(words: list[str]) -> int:
     """Run the benchmark; the exit status. What was measured until Ctrl-C is written."""
     options = parse(words)
-    if os.geteuid() != 0:
-        print("bench: needs root (network namespaces, userfaultfd, BPF); run it as root", file=sys.stderr)
-        return 9
-    scratch = Path(tempfile.mkdtemp(prefix="archbench", dir="/tmp"))
     runs: list[Run] = []
-    try:
-        with temporary_namespace(f"archbench-{os.getpid()}") as namespace:
-            enter_namespace(namespace)
-            run_in_thread(loopback_up)
-            asyncio.run(_measure(options, scratch, runs))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        print("bench: interrupted", file=sys.stderr)
-        return 130
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        _write(options, runs)
-    return 0
+    return run_alone(lambda scratch: _measure(options, scratch, runs), lambda: _write(options, runs))
 
 
 def parse(words: list[str]) -> Options:
@@ -148,9 +129,6 @@ def _memory_mib(run: Run) -> int:
 
 
 async def _measure(options: Options, scratch: Path, runs: list[Run]) -> None:
-    measuring = asyncio.current_task()
-    assert measuring is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
     image = await asyncio.to_thread(guest_image, scratch / "image")
     commands = Fabric(scratch / "fabric")
     try:

@@ -10,9 +10,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import signal
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Protocol
@@ -27,17 +24,17 @@ from architect.images import BaseStore, prepare_image
 from architect.model.sizes import MIB
 from architect.model.vm_spec import DEFAULT_MTU, MachineSpec
 from architect.pvm.accelerator import detect_accelerator
-from architect.runtime.namespaces import enter_namespace, run_in_thread, temporary_namespace
 from bench.architect_mover import BenchFabric, running_fabric
 from bench.comparison import is_shared
 from bench.document_file import Measured, commit
 from bench.guest_contact import GuestContact, written
 from bench.guest_image import guest_image, guest_words
 from bench.migration_options import Options, parse, turns
+from bench.private_namespace import run_alone
 from bench.progress import Progress
 from bench.qemu_guest import QemuVm
 from bench.qemu_mover import running_qemu
-from bench.qemu_network import bridge, loopback_up
+from bench.qemu_network import bridge
 from bench.result_table import aims_text, table
 from bench.results import Cell, Engine, EngineSetup, Gap, Machine, Move, Run
 
@@ -77,27 +74,10 @@ class Bench(msgspec.Struct, frozen=True):
 def main(words: list[str]) -> int:
     """Run the benchmark; the exit status. Ctrl-C and SIGTERM end it in order; what was measured until then is written."""
     options = parse(words)
-    if os.geteuid() != 0:
-        print("bench: needs root (network namespaces, userfaultfd, BPF); run it as root", file=sys.stderr)
-        return 9
-    scratch = Path(tempfile.mkdtemp(prefix="archbench", dir="/tmp"))
-    try:
-        with temporary_namespace(f"archbench-{os.getpid()}") as namespace:
-            enter_namespace(namespace)  # for good: fabric, QEMUs and clients all live in there
-            run_in_thread(loopback_up)
-            asyncio.run(_measure(options, scratch))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        print("bench: interrupted", file=sys.stderr)
-        return 130
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return 0
+    return run_alone(lambda scratch: _measure(options, scratch))
 
 
 async def _measure(options: Options, scratch: Path) -> None:
-    measuring = asyncio.current_task()
-    assert measuring is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
     machine, cache = await _machine(), machine_cache()
     measured = Measured(options, machine)
     cells = measured.cells_to_measure()

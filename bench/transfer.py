@@ -8,10 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import shutil
-import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -19,11 +16,10 @@ import msgspec
 
 from architect.errors import ArchitectError
 from architect.model.sizes import MIB, PAGE_BYTES
-from architect.runtime.namespaces import enter_namespace, run_in_thread, temporary_namespace
 from bench.memory_pair import NAMES, MemoryPair, memory_pair
 from bench.multifd_pair import MultifdPair
 from bench.plain_copy import plain_copy
-from bench.qemu_network import loopback_up
+from bench.private_namespace import run_alone
 from bench.transfer_results import Engine, Sample, TransferDocument, TransferMachine, Way, rows_of, table
 
 EXTENTS = (4 << 10, 64 << 10, 256 << 10)
@@ -49,23 +45,8 @@ class Contenders(msgspec.Struct, frozen=True):
 def main(words: list[str]) -> int:
     """Run the benchmark; the exit status. What was measured until Ctrl-C is written."""
     options = _parse(words)
-    if os.geteuid() != 0:
-        print("bench: needs root (network namespace, userfaultfd); run it as root", file=sys.stderr)
-        return 9
-    folder = Path(tempfile.mkdtemp(prefix="archbench", dir="/dev/shm"))
     samples: list[Sample] = []
-    try:
-        with temporary_namespace(f"archbench-{os.getpid()}") as namespace:
-            enter_namespace(namespace)
-            run_in_thread(loopback_up)
-            asyncio.run(_measure(options, folder, samples))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        print("bench: interrupted", file=sys.stderr)
-        return 130
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        _write(options, samples)
-    return 0
+    return run_alone(lambda folder: _measure(options, folder, samples), lambda: _write(options, samples), "/dev/shm")
 
 
 def _parse(words: list[str]) -> Options:
@@ -78,9 +59,6 @@ def _parse(words: list[str]) -> Options:
 
 
 async def _measure(options: Options, folder: Path, samples: list[Sample]) -> None:
-    measuring = asyncio.current_task()
-    assert measuring is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
     for name in ("ours", "qemu"):
         (folder / name).mkdir()
     async with memory_pair(folder / "ours", options.memory_mib * MIB) as ours:

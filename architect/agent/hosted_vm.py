@@ -216,4 +216,4 @@ def _slim(report: MigrationReport | None) -> MigrationReport | None:
     """A move under way without its details: who asked for the move is told them, and a host's report is sent often."""
     if report is None or report.state.is_terminal:
         return report
-    return msgspec.structs.replace(report, phases=(), decisions=())
+    return msgspec.structs.replace(report, phases=(), decisions=(), spans=())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from architect.agent.host import Host
 from architect.agent.hosted_vm import HostedVm
@@ -49,11 +49,11 @@ class LeaseKeeper:
             group.create_task(self._keep_asking(self._ask_edge))
             group.create_task(self._keep_looking())
 
-    async def _keep_asking(self, ask: Callable[[Reading], object]) -> None:
+    async def _keep_asking(self, ask: Callable[[Reading], Awaitable[None]]) -> None:
         while True:
             asked_at = self._read()
             try:
-                await ask(asked_at)  # type: ignore[misc]
+                await ask(asked_at)
             except ArchitectError as error:
                 _log.debug("lease: %s", error)
             await self._host.clock.sleep(self._host.config.lease_s / CONTACTS_PER_LEASE)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
@@ -100,22 +101,16 @@ class Tracker:
 
         A page that exists is left as it is, and who waits for it is woken. Returns how many pages were new.
         """
-        at, installed = 0, 0
-        while at < count:
-            address = self.address_of(first + at)
-            done = self.userfault.install(address, source + at * PAGE_BYTES, (count - at) * PAGE_BYTES) // PAGE_BYTES
-            at, installed = at + done, installed + done
-            if at < count:
-                self.userfault.wake(self.address_of(first + at), PAGE_BYTES)
-                at += 1
-        return installed
+        present = 0
+        for at in self._install_absent(first, source, count):
+            self.userfault.wake(self.address_of(first + at), PAGE_BYTES)
+            present += 1
+        return count - present
 
     def fill(self, first: int, source: int, count: int) -> None:
         """As `install`, where nobody waits for any but absent pages."""
-        at = 0
-        while at < count:
-            done = self.userfault.install(self.address_of(first + at), source, (count - at) * PAGE_BYTES)
-            at += done // PAGE_BYTES + 1
+        for _ in self._install_absent(first, source, count):
+            pass
 
     def install_new(self, pages: Pages, source: int) -> Pages:
         """Make `pages` present with the bytes at our address `source`, one behind the other; nobody waits for them.
@@ -125,15 +120,19 @@ class Tracker:
         present: list[int] = []
         begin = 0
         for first, count in run_list(pages):
-            at = 0
-            while at < count:
-                origin = source + (begin + at) * PAGE_BYTES
-                at += self.userfault.install(self.address_of(first + at), origin, (count - at) * PAGE_BYTES) // PAGE_BYTES
-                if at < count:
-                    present.append(begin + at)
-                    at += 1
+            present += [begin + at for at in self._install_absent(first, source + begin * PAGE_BYTES, count)]
             begin += count
         return np.array(present, np.int64)
+
+    def _install_absent(self, first: int, source: int, count: int) -> Iterator[int]:
+        """Install a run; yields the place in it of each page that exists already, and goes on behind it."""
+        at = 0
+        while at < count:
+            length = (count - at) * PAGE_BYTES
+            at += self.userfault.install(self.address_of(first + at), source + at * PAGE_BYTES, length) // PAGE_BYTES
+            if at < count:
+                yield at
+                at += 1
 
     def wake(self, first: int, count: int) -> None:
         """Let who waits for these pages try again."""

@@ -13,7 +13,7 @@ import pytest
 from architect.model.times import parse_rfc3339
 from architect.runtime.namespaces import namespace_path, run_in_namespace
 from architect.testing.sample_images import busybox_image, verifier_image
-from tests.host.fabric_rig import fabric
+from tests.host.fabric_rig import FabricRig, fabric
 from tests.host.fault_rig import FaultRig
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(900)]
@@ -55,9 +55,15 @@ def last_move(faults: FaultRig, name: str) -> Any:
 def wait_empty(faults: FaultRig, host: str, limit_s: float) -> None:
     """Until the host's cloud was told that nothing is left there; fails if that was not before the deadline."""
     rig = faults.rig
-    notice = next(found["notice"] for found in rig.json("host", "ls") if found["name"] == host)
+    rig.wait("the notice is heard", lambda: notice_of(rig, host) is not None)
+    notice = notice_of(rig, host)
     rig.wait(f"{host} is empty", lambda: bool(emptied(faults, host)), limit_s)
     assert parse_rfc3339(emptied(faults, host)[-1]["time"]) < parse_rfc3339(notice["deadline"])
+
+
+def notice_of(rig: FabricRig, host: str) -> Any:
+    """What its cloud has told the host, as `host ls` has it; None while it has told nothing."""
+    return next(found["notice"] for found in rig.json("host", "ls") if found["name"] == host)
 
 
 def emptied(faults: FaultRig, host: str) -> list[Any]:
@@ -72,7 +78,6 @@ def evacuate(faults: FaultRig, image: str, count: int, notice_s: int) -> None:
     for name in names:
         rig.run(image, name, "--host", "azure-1", "--memory", "128M", *TICKS)
     rig.json("local", "preempt", "azure-1", "--notice", str(notice_s))
-    rig.wait("the notice is heard", lambda: any(found["notice"] for found in rig.json("host", "ls")))
     wait_empty(faults, "azure-1", notice_s)
     for name in names:
         vm = rig.inspect(name)

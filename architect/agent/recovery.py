@@ -34,6 +34,8 @@ RETRY_S = 0.5
 RETRY_S_MAX = 4.0
 _GUEST_STOPPED = ("paused", "prelaunch", "inmigrate", "postmigrate")
 StructT = TypeVar("StructT")
+_PLAN_DECODER = msgspec.json.Decoder(HandoverPlan)
+_PREPARE_DECODER = msgspec.json.Decoder(Prepare)
 
 
 async def recover_all(host: Host, table: VmTable, moves: Moves, group: asyncio.TaskGroup) -> None:
@@ -93,8 +95,8 @@ async def _take_up(finding: _Finding) -> None:
 
 async def _take_up_once(finding: _Finding) -> None:
     vm, phase = finding.vm, finding.vm.record.phase
-    plan = _read(vm, "handover.json", HandoverPlan) if phase is VmPhase.OUTGOING else None
-    prepare = _read(vm, "prepare.json", Prepare)
+    plan = _read(vm, "handover.json", _PLAN_DECODER) if phase is VmPhase.OUTGOING else None
+    prepare = _read(vm, "prepare.json", _PREPARE_DECODER)
     if vm.parts is None:
         vm.parts = await _find(finding.host, vm)
     if phase is VmPhase.INCOMING and prepare is None:
@@ -110,10 +112,10 @@ async def _take_up_once(finding: _Finding) -> None:
         await _take_up_running(finding, vm.parts)
 
 
-def _read(vm: HostedVm, name: str, kind: type[StructT]) -> StructT | None:
+def _read(vm: HostedVm, name: str, decoder: msgspec.json.Decoder[StructT]) -> StructT | None:
     """What our predecessor kept under that name; None if nothing, or only a part."""
     try:
-        return msgspec.json.decode((vm.folder.path / name).read_bytes(), type=kind)
+        return decoder.decode((vm.folder.path / name).read_bytes())
     except (OSError, msgspec.DecodeError):
         return None
 

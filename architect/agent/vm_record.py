@@ -59,6 +59,9 @@ class VmRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.request.id
 
 
+_VM_RECORD_DECODER = msgspec.json.Decoder(VmRecord)
+
+
 class VmFolder:
     """A VM's folder: the paths of all that belongs to it on this host."""
 
@@ -95,7 +98,7 @@ class VmFolder:
     def read(self) -> VmRecord | None:
         """The record, or None where there is none (the agent died before the first write) or it cannot be read."""
         try:
-            return msgspec.json.decode(self.record_path.read_bytes(), type=VmRecord)
+            return _VM_RECORD_DECODER.decode(self.record_path.read_bytes())
         except (OSError, msgspec.DecodeError):
             return None
 

@@ -14,6 +14,7 @@ from architect.conduit.edge_table import EdgeTable
 from architect.errors import HostError
 
 FILE = "table.json"
+_EDGE_TABLE_DECODER = msgspec.json.Decoder(EdgeTable)
 
 
 class EdgeStore:
@@ -29,7 +30,7 @@ class EdgeStore:
             HostError: the file cannot be read or is damaged.
         """
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=EdgeTable)
+            return _EDGE_TABLE_DECODER.decode(self._path.read_bytes())
         except FileNotFoundError:
             return EdgeTable()
         except (OSError, msgspec.DecodeError) as error:

@@ -67,6 +67,9 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
 
 
+_RECORD_DECODER = msgspec.json.Decoder(_Record)
+
+
 async def fetch_guest_kernel(cache_dir: Path) -> GuestKernel:
     """The guest kernel, from the cache or, for the first time, from the distribution.
 
@@ -96,7 +99,7 @@ async def fetch_guest_kernel(cache_dir: Path) -> GuestKernel:
 def _find_cached(cache_dir: Path) -> GuestKernel | None:
     for record_path in sorted(cache_dir.glob("kernel-*/kernel.json")):
         try:
-            record = msgspec.json.decode(record_path.read_bytes(), type=_Record)
+            record = _RECORD_DECODER.decode(record_path.read_bytes())
         except (OSError, msgspec.DecodeError):
             continue
         return _in_folder(record_path.parent, record)

@@ -70,6 +70,9 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host_fsync: bool
 
 
+_MACHINE_RECORD_DECODER = msgspec.json.Decoder(MachineRecord)
+
+
 def write_record(run_dir: Path, record: MachineRecord) -> None:
     """Write the record whole."""
     temporary = run_dir / (_RECORD + ".new")
@@ -84,7 +87,7 @@ def read_record(run_dir: Path) -> MachineRecord:
         NotFoundError: there is none, or it cannot be read.
     """
     try:
-        return msgspec.json.decode((run_dir / _RECORD).read_bytes(), type=MachineRecord)
+        return _MACHINE_RECORD_DECODER.decode((run_dir / _RECORD).read_bytes())
     except (OSError, msgspec.DecodeError) as error:
         raise NotFoundError(f"machine in {run_dir}", f"no record: {error}", "start it again") from error
 

@@ -57,6 +57,9 @@ class Template(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     qemu_version: str
 
 
+_TEMPLATE_DECODER = msgspec.json.Decoder(Template)
+
+
 async def ensure_template(options: TemplateOptions, cache_dir: Path) -> Template:
     """The template for that hardware, from the cache or, for the first time, by booting a guest (seconds).
 
@@ -146,7 +149,7 @@ def read_template(cache_dir: Path, key: str) -> Template:
     """
     folder = cache_dir / f"template-{key}"
     try:
-        template = msgspec.json.decode((folder / "template.json").read_bytes(), type=Template)
+        template = _TEMPLATE_DECODER.decode((folder / "template.json").read_bytes())
         if (folder / "state").stat().st_size != template.state_bytes or (folder / "ram").stat().st_size != template.memory_bytes:
             raise OSError(f"{folder} is damaged")
         os.utime(folder)

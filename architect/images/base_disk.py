@@ -47,6 +47,9 @@ class ImageRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     process: ImageProcess
 
 
+_IMAGE_RECORD_DECODER = msgspec.json.Decoder(ImageRecord)
+
+
 async def prepare_image(
     reference: str, store: BaseStore, args: tuple[str, ...], env: tuple[str, ...], progress: Callable[[str], None]
 ) -> PreparedImage:
@@ -99,7 +102,7 @@ def _record_name(image: LocatedImage) -> str:
 def _read_record(store: BaseStore, image: LocatedImage) -> ImageRecord | None:
     """The record, if it is whole and its base is still in the store: both can be made again, so neither is worth an error."""
     try:
-        record = msgspec.json.decode(store.record_path(_record_name(image)).read_bytes(), type=ImageRecord)
+        record = _IMAGE_RECORD_DECODER.decode(store.record_path(_record_name(image)).read_bytes())
     except (OSError, msgspec.DecodeError):
         return None
     return record if record.image_digest == image.digest and store.get(record.base.digest) else None

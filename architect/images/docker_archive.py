@@ -22,6 +22,9 @@ class ArchivedImage(msgspec.Struct, frozen=True, rename="pascal"):
     repo_tags: tuple[str, ...] | None = None
 
 
+_ARCHIVED_IMAGES_DECODER = msgspec.json.Decoder(tuple[ArchivedImage, ...])
+
+
 class FoundImage(msgspec.Struct, frozen=True):
     """An image of an archive: its place in `manifest.json` and the hash of its configuration."""
 
@@ -39,7 +42,7 @@ def find_in_archive(file: Path, name: str | None, thing: str) -> FoundImage:
         raise InvalidImageError(thing, f"{file} is not a file that exists", "check the path")
     try:
         with tarfile.open(file) as archive:
-            images = msgspec.json.decode(_member(archive, "manifest.json"), type=tuple[ArchivedImage, ...])
+            images = _ARCHIVED_IMAGES_DECODER.decode(_member(archive, "manifest.json"))
             position = _choose(images, name, thing)
             config = _member(archive, images[position].config)
     except (tarfile.TarError, EOFError, KeyError, OSError, msgspec.DecodeError) as error:

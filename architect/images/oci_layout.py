@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -85,6 +85,9 @@ class ImageConfig(msgspec.Struct, frozen=True):
 
 
 DocumentT = TypeVar("DocumentT", Index, Manifest, ImageConfig)
+_DECODERS: dict[type[Any], msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind) for kind in (Index, Manifest, ImageConfig)
+}
 
 
 def decode(document: bytes, kind: type[DocumentT], thing: str) -> DocumentT:
@@ -94,11 +97,12 @@ def decode(document: bytes, kind: type[DocumentT], thing: str) -> DocumentT:
         InvalidImageError: it is not JSON, or not of that kind.
     """
     try:
-        return msgspec.json.decode(document, type=kind)
+        decoded: DocumentT = _DECODERS[kind].decode(document)
     except msgspec.DecodeError as error:
         raise InvalidImageError(
             thing, f"its {kind.__name__.lower()} is broken: {error}", "build or pull the image again"
         ) from error
+    return decoded
 
 
 class Layout:

@@ -55,6 +55,9 @@ class RuntimeConfig(msgspec.Struct, frozen=True):
     process: RuntimeProcess
 
 
+_RUNTIME_CONFIG_DECODER = msgspec.json.Decoder(RuntimeConfig)
+
+
 class UnpackedImage(msgspec.Struct, frozen=True):
     """The image's root directory, and its process."""
 
@@ -82,7 +85,7 @@ async def unpack_image(image: LocatedImage, workspace: Path, thing: str) -> Unpa
     source = f"{layout.directory.name}:{_TAG}"
     await _umoci(("raw", "unpack", "--image", source, rootfs.name), workspace, thing)
     await _umoci(("raw", "runtime-config", "--image", source, "--rootfs", rootfs.name, "runtime.json"), workspace, thing)
-    runtime = msgspec.json.decode((workspace / "runtime.json").read_bytes(), type=RuntimeConfig).process
+    runtime = _RUNTIME_CONFIG_DECODER.decode((workspace / "runtime.json").read_bytes()).process
     return UnpackedImage(rootfs, _image_process(config, runtime, thing))
 
 

@@ -33,6 +33,7 @@ RECORD_BYTES_MAX = 4096
 ANSWER_DEADLINE_S = 10.0
 _DIGITS = 10
 _Answer = TypeVar("_Answer")
+_OWNERSHIP_RECORD_DECODER = msgspec.json.Decoder(OwnershipRecord)
 
 
 class DamagedRecordError(HostError):
@@ -198,7 +199,7 @@ def _decode(content: bytes, file: Path, vm: VmId, term: int) -> OwnershipRecord:
     if len(content) > RECORD_BYTES_MAX:
         raise DamagedRecordError(file, f"longer than {RECORD_BYTES_MAX} bytes")
     try:
-        record = msgspec.json.decode(content, type=OwnershipRecord)
+        record = _OWNERSHIP_RECORD_DECODER.decode(content)
     except msgspec.DecodeError as error:
         raise DamagedRecordError(file, f"not a record: {error}") from error
     if (record.vm, record.term) != (vm, term):

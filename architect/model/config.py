@@ -6,7 +6,7 @@ Paths are absolute. Addresses are IPv4, as text. Ports are TCP.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -82,6 +82,9 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 ConfigT = TypeVar("ConfigT", ControlConfig, EdgeConfig, AgentConfig)
+_DECODERS: dict[type[Any], msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind) for kind in (ControlConfig, EdgeConfig, AgentConfig)
+}
 
 
 def read_config(path: Path, kind: type[ConfigT]) -> ConfigT:
@@ -91,9 +94,10 @@ def read_config(path: Path, kind: type[ConfigT]) -> ConfigT:
         UsageError: the file cannot be read or is no such configuration; names the file and the field.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        config: ConfigT = _DECODERS[kind].decode(path.read_bytes())
     except (OSError, msgspec.DecodeError) as error:
         raise UsageError(f"configuration {path}", str(error), "mend the file, or let `architect up` write it anew") from error
+    return config
 
 
 def write_config(path: Path, config: ControlConfig | EdgeConfig | AgentConfig) -> None:

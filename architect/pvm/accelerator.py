@@ -46,12 +46,16 @@ class _Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     accelerator: Accelerator
 
 
+_KEPT_DECODER = msgspec.json.Decoder(_Kept)
+_PROBE_DECODER = msgspec.json.Decoder(KvmProbe)
+
+
 async def detect_accelerator(cache_dir: Path, *, device: str = DEVICE) -> Accelerator:
     """The accelerator of this host; runs the probe once a boot (milliseconds) and keeps its answer in `cache_dir`. Never raises."""
     boot_id, exists = _BOOT_ID.read_text().strip(), os.path.exists(device)
     path = cache_dir / _FILE
     try:
-        kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
+        kept = _KEPT_DECODER.decode(path.read_bytes())
         if (kept.version, kept.boot_id, kept.device) == (_VERSION, boot_id, exists):
             return kept.accelerator
     except (OSError, msgspec.DecodeError):
@@ -86,7 +90,7 @@ async def _run_probe() -> KvmProbe:
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
             said, _ = await process.communicate()
-        return msgspec.json.decode(said, type=KvmProbe)
+        return _PROBE_DECODER.decode(said)
     except TimeoutError:
         return KvmProbe(error=f"a guest of two instructions did not end in {PROBE_TIMEOUT_S:.0f} s")
     except msgspec.DecodeError:

@@ -37,6 +37,7 @@ REQUEST_BYTES_MAX = 64 << 10
 START_TIMEOUT_S = 20.0
 FORK_TIMEOUT_S = 5.0
 _NAME_BYTES_MAX = 15
+_ARGUMENTS_DECODER = msgspec.json.Decoder(list[str])
 
 
 class ForkedProcess:
@@ -169,7 +170,7 @@ def main(argv: list[str]) -> int:
             return 0
         if (pid := os.fork()) == 0:
             _become(options.module, client, list(children), descriptors[0])
-            return program(msgspec.json.decode(request, type=list[str]))
+            return program(_ARGUMENTS_DECODER.decode(request))
         os.close(descriptors[0])
         pidfd = os.pidfd_open(pid)
         children[pidfd] = pid

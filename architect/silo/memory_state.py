@@ -28,6 +28,9 @@ class KeptState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     incoming: IncomingMove | None = None
 
 
+_KEPT_STATE_DECODER = msgspec.json.Decoder(KeptState)
+
+
 def keep_state(folder: Path, state: KeptState) -> None:
     """Write it whole."""
     temporary = folder / (STATE_FILE + ".new")
@@ -38,7 +41,7 @@ def keep_state(folder: Path, state: KeptState) -> None:
 def kept_state(folder: Path) -> KeptState | None:
     """What a process before this one kept, if its QEMU still runs."""
     try:
-        state = msgspec.json.decode((folder / STATE_FILE).read_bytes(), type=KeptState)
+        state = _KEPT_STATE_DECODER.decode((folder / STATE_FILE).read_bytes())
     except (OSError, msgspec.DecodeError):
         return None
     return state if start_time(state.qemu_pid) == state.started else None

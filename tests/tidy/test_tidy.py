@@ -55,6 +55,22 @@ def test_public_classes_and_functions_promise_something(path: Path) -> None:
             assert ast.get_docstring(node), f"{node.name} has no docstring"
 
 
+@pytest.mark.parametrize("path", MODULES, ids=short)
+def test_a_decoder_is_made_where_only_one_thread_can_be(path: Path) -> None:
+    """msgspec learns a struct at its first decoder, and shows it half known to a thread that makes another (wire/framing.py)."""
+    for function in functions(ast.parse(path.read_text())):
+        for node in ast.walk(function):
+            if not isinstance(node, ast.Call):
+                continue
+            name = ast.unparse(node.func)
+            assert not (name.startswith("msgspec.") and name.endswith(".decode") and len(node.args) + len(node.keywords) > 1), (
+                f"{function.name}: make a decoder at import, `_X_DECODER = msgspec.json.Decoder(X)`"
+            )
+            assert not name.endswith(".Decoder") or short(path) == "architect/wire/framing.py", (
+                f"{function.name}: make it at import"
+            )
+
+
 def test_nothing_is_unfinished_by_its_own_words() -> None:
     here = Path(__file__)
     found = [

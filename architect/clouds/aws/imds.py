@@ -27,6 +27,9 @@ class _InstanceAction(msgspec.Struct, frozen=True):
     time: str
 
 
+_INSTANCE_ACTION_DECODER = msgspec.json.Decoder(_InstanceAction)
+
+
 class ImdsReader:
     """The NoticeReader for an EC2 instance."""
 
@@ -84,7 +87,7 @@ class ImdsReader:
 
     def _sighting(self, reply: Reply) -> Sighting:
         try:
-            found = msgspec.json.decode(reply.body, type=_InstanceAction)
+            found = _INSTANCE_ACTION_DECODER.decode(reply.body)
             deadline_s = parse_rfc3339(found.time)
         except (msgspec.MsgspecError, ValueError, OverflowError) as error:
             raise self._connection.nonsense(f"instance-action: {error}") from error

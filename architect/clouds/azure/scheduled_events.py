@@ -47,6 +47,9 @@ class _Document(msgspec.Struct, frozen=True):
     Events: list[_Event]
 
 
+_DOCUMENT_DECODER = msgspec.json.Decoder(_Document)
+
+
 class ScheduledEventsReader:
     """The NoticeReader for an Azure machine.
 
@@ -90,7 +93,7 @@ class ScheduledEventsReader:
 
     def _events(self, reply: Reply) -> list[_Event]:
         try:
-            events = msgspec.json.decode(reply.body, type=_Document).Events
+            events = _DOCUMENT_DECODER.decode(reply.body).Events
         except msgspec.MsgspecError as error:
             raise self._connection.nonsense(f"events: {error}") from error
         if len(events) > EVENTS_MAX:

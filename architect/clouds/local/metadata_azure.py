@@ -31,6 +31,9 @@ class _StartRequests(msgspec.Struct, frozen=True):
     StartRequests: list[_StartRequest]
 
 
+_START_REQUESTS_DECODER = msgspec.json.Decoder(_StartRequests)
+
+
 class AzureMetadata:
     """One instance's service. `neighbours` are events of other machines, shown in the list as they are."""
 
@@ -69,7 +72,7 @@ class AzureMetadata:
 
     async def _start(self, request: web.Request) -> web.Response:
         try:
-            body = msgspec.json.decode(await request.read(), type=_StartRequests)
+            body = _START_REQUESTS_DECODER.decode(await request.read())
         except msgspec.MsgspecError:
             return web.Response(status=400, text="StartRequests")
         wanted = {item.EventId for item in body.StartRequests}

@@ -49,6 +49,9 @@ class LocalOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ready_timeout_s: float = 90.0
 
 
+_LOCAL_OPTIONS_DECODER = msgspec.json.Decoder(LocalOptions)
+
+
 def default_options(hosts: int) -> LocalOptions:
     """Options for a fabric of that many hosts on this machine: together they may take 60 % of its memory."""
     return LocalOptions(
@@ -63,7 +66,7 @@ def read_options(path: Path) -> LocalOptions:
         UsageError: there are none.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=LocalOptions)
+        return _LOCAL_OPTIONS_DECODER.decode(path.read_bytes())
     except (OSError, msgspec.MsgspecError) as error:
         raise UsageError(f"options {path}", str(error), "run `architect up`, which writes them") from error
 

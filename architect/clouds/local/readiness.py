@@ -28,6 +28,9 @@ class _Host(msgspec.Struct, frozen=True):
     state: str
 
 
+_HOSTS_DECODER = msgspec.json.Decoder(list[_Host])
+
+
 class Readiness:
     """Waits for the processes of one fabric."""
 
@@ -95,7 +98,7 @@ class Readiness:
                     async with session.get(HOSTS_URL) as response:
                         if response.status != 200:
                             return None
-                        hosts = msgspec.json.decode(await response.read(), type=list[_Host])
+                        hosts = _HOSTS_DECODER.decode(await response.read())
         except (aiohttp.ClientError, OSError, TimeoutError, msgspec.MsgspecError):
             return None
         return {agent_name(host.name) for host in hosts if host.state in HERE_STATES}

@@ -79,6 +79,9 @@ class FabricRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.structs.replace(self, processes={**self.processes, name: process})
 
 
+_FABRIC_RECORD_DECODER = msgspec.json.Decoder(FabricRecord)
+
+
 def agent_name(host: str) -> str:
     """How the process of a host's agent is called in records and log files."""
     return f"agent-{host}"
@@ -92,7 +95,7 @@ def boot_id() -> str:
 def read_record(path: Path) -> FabricRecord | None:
     """The record; None if there is none, or none that can be believed. Of an earlier boot only the hosts' names are true."""
     try:
-        record = msgspec.json.decode(path.read_bytes(), type=FabricRecord)
+        record = _FABRIC_RECORD_DECODER.decode(path.read_bytes())
     except (OSError, msgspec.MsgspecError):
         return None
     if record.version != RECORD_VERSION:

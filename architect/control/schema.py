@@ -105,7 +105,7 @@ _ROWS: dict[type[Any], type[Table]] = {
     EventRecord: EventRow,
 }
 _LEARNED = {kind: msgspec.json.Decoder(kind) for kind in _ROWS}
-"""So that msgspec knows what `convert` is asked for: learned by two threads that read rows, they could end the process (framing.py)."""
+"""msgspec knows what `convert` is asked for: two threads that read rows and taught it that could end the process (framing.py)."""
 
 
 def row_of(record: Record) -> Table:

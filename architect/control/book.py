@@ -15,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 from architect.control.bell import Bell
+from architect.control.cross_index import CrossIndex
 from architect.control.database import Counter, Database, Deletion, EventsUpTo, Write
 from architect.control.records import EventKind, EventRecord, HostRecord, MigrationRecord, VmRecord
 from architect.errors import NotFoundError
@@ -84,6 +85,7 @@ class Book:
         self.moves: dict[MigrationId, MigrationRecord] = {
             record.id: record for record in sorted(database.read_all(MigrationRecord), key=lambda move: move.started_at_s)
         }
+        self._index = CrossIndex(self.vms.values(), self.moves.values())
         self.counters: dict[str, int] = database.read_counters()
         events = sorted(database.read_all(EventRecord), key=lambda event: event.sequence)
         self.events: deque[EventRecord] = deque(events, EVENTS_KEPT)
@@ -116,10 +118,16 @@ class Book:
         Raises:
             NotFoundError: there is none of that name or id.
         """
-        for record in self.vms.values():
-            if not record.is_tombstone and name_or_id in (record.request.name, record.id):
-                return record
+        record = self.vms.get(VmId(name_or_id))
+        if record is None or record.is_tombstone:
+            record = self._index.vm_named(name_or_id)
+        if record is not None:
+            return record
         raise NotFoundError(f"vm {name_or_id}", "does not exist", "see `architect ps` for those that do")
+
+    def is_named(self, name: str) -> bool:
+        """Whether a VM has that name."""
+        return self._index.vm_named(name) is not None
 
     def find_host(self, name: str) -> HostRecord:
         """The host of that name.
@@ -134,11 +142,19 @@ class Book:
 
     def move_of(self, vm: VmId) -> MigrationRecord | None:
         """The VM's move that is under way, if there is one."""
-        return next((move for move in self.moves.values() if move.vm == vm and not move.state.is_terminal), None)
+        return self._index.move_of(vm)
 
     def open_moves(self) -> list[MigrationRecord]:
         """All moves under way."""
-        return [move for move in self.moves.values() if not move.state.is_terminal]
+        return list(self._index.open_moves.values())
+
+    def moves_at(self, host: HostName) -> list[MigrationRecord]:
+        """The moves under way from the host or to it."""
+        return self._index.moves_at(host)
+
+    def vms_on(self, host: HostName) -> list[VmRecord]:
+        """The VMs whose records name the host, removed ones and those that are over among them."""
+        return self._index.vms_on(host)
 
     def _pruning(self, writes: list[Write]) -> list[Write]:
         pruning: list[Write] = []
@@ -153,20 +169,31 @@ class Book:
     def _show(self, writes: list[Write], committing: asyncio.Future[None]) -> None:
         if committing.cancelled() or committing.exception() is not None:
             return
-        tables: Mapping[Any, dict[Any, Any]] = {VmRecord: self.vms, HostRecord: self.hosts, MigrationRecord: self.moves}
         for write in writes:
             match write:
                 case EventRecord():
                     self.events.append(write)
                     self._next_sequence = write.sequence + 1
                 case Deletion(kind, key):
-                    tables[kind].pop(key, None)
+                    self._show_deleted(kind, key)
                 case Counter(name, value):
                     self.counters[name] = value
                 case EventsUpTo():
                     pass
                 case HostRecord():
                     self.hosts[write.name] = write
-                case VmRecord() | MigrationRecord():
-                    tables[type(write)][write.id] = write
+                case VmRecord():
+                    self._index.put_vm(self.vms.get(write.id), write)
+                    self.vms[write.id] = write
+                case MigrationRecord():
+                    self._index.put_move(self.moves.get(write.id), write)
+                    self.moves[write.id] = write
         self.bell.ring()
+
+    def _show_deleted(self, kind: type, key: Any) -> None:
+        if kind is VmRecord:
+            self._index.put_vm(self.vms.pop(key, None), None)
+        elif kind is MigrationRecord:
+            self._index.put_move(self.moves.pop(key, None), None)
+        else:
+            self.hosts.pop(key, None)

@@ -66,9 +66,9 @@ def _emptying(fabric: Fabric, record: HostRecord) -> EmptyingHost | None:
         return None
     held = fabric.fleet.held_bytes(record.name)
     leavers = tuple(
-        _leaver(fabric, vm, held.get(vm.id, 0)) for vm in fabric.book.vms.values() if _must_leave(fabric, vm, record.name)
+        _leaver(fabric, vm, held.get(vm.id, 0)) for vm in fabric.book.vms_on(record.name) if _must_leave(fabric, vm, record.name)
     )
-    moves = [move for move in fabric.book.open_moves() if move.source == record.name]
+    moves = [move for move in fabric.book.moves_at(record.name) if move.source == record.name]
     under_way = tuple(UnderWay(move.target, rest_bytes(move, held.get(move.vm, 0))) for move in moves)
     uplink = fabric.uplinks[record.name] = max(fabric.uplinks.get(record.name, 0.0), seen_rate(moves))
     due_s = leave_by_s(record.notice, fabric.clock.wall_s())
@@ -167,7 +167,7 @@ async def drain_host(fabric: Fabric, name: str) -> AsyncGenerator[Progress | Dra
 
 def _drain_line(fabric: Fabric, host: HostName, left: list[VmRecord]) -> str:
     """How many VMs are left, how many of them move and how many cannot."""
-    moving = sum(move.source == host and move.state in BEFORE_COMMIT for move in fabric.book.open_moves())
+    moving = sum(move.source == host and move.state in BEFORE_COMMIT for move in fabric.book.moves_at(host))
     stuck = sum(vm.id in fabric.stuck for vm in left)
     parts = [f"{len(left)} vm{'s' if len(left) != 1 else ''} left on {host}"]
     parts += [f"{count} {word}" for count, word in ((moving, "moving"), (stuck, "stuck")) if count]
@@ -175,4 +175,4 @@ def _drain_line(fabric: Fabric, host: HostName, left: list[VmRecord]) -> str:
 
 
 def _living(fabric: Fabric, host: HostName) -> list[VmRecord]:
-    return [vm for vm in fabric.book.vms.values() if vm.host == host and not vm.is_tombstone and not vm.state.is_terminal]
+    return [vm for vm in fabric.book.vms_on(host) if not vm.is_tombstone and not vm.state.is_terminal]

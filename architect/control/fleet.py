@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from architect.control.bell import Bell
+from architect.control.sighting_index import Sighted, SightingIndex
 from architect.errors import UnavailableError
 from architect.model.ids import HostName, VmId
 from architect.runtime.clock import Clock
@@ -46,6 +47,7 @@ class Fleet:
         self._channels: dict[HostName, Channel] = {}
         self._heard_at_s: dict[HostName, float] = {}
         self._reports: dict[HostName, Sighting] = {}
+        self._index = SightingIndex()
 
     def join(self, host: HostName, channel: Channel) -> None:
         """The host's agent has introduced itself on `channel`; an older connection of the same host is closed."""
@@ -61,7 +63,7 @@ class Fleet:
         if self._channels.get(host) is channel:
             del self._channels[host]
             if (sighting := self._reports.get(host)) is not None:
-                self._reports[host] = msgspec.structs.replace(sighting, is_here=False)
+                self._put(host, msgspec.structs.replace(sighting, is_here=False))
             self._bell.ring()
 
     def hear(self, report: HostReport) -> None:
@@ -69,7 +71,7 @@ class Fleet:
         now_s = self._clock.monotonic_s()
         before = self._reports.get(report.host)
         self._heard_at_s[report.host] = now_s
-        self._reports[report.host] = Sighting(report, now_s, is_here=True)
+        self._put(report.host, Sighting(report, now_s, is_here=True))
         if before is None or not before.is_here or before.report != report:
             self._bell.ring()
 
@@ -79,6 +81,7 @@ class Fleet:
             channel.close()
         self._heard_at_s.pop(host, None)
         self._reports.pop(host, None)
+        self._index.put(host, ())
 
     def channel(self, host: HostName) -> Channel:
         """The connection to a host's agent.
@@ -124,7 +127,7 @@ class Fleet:
             return
         vms = tuple(seen for seen in sighting.report.vms if seen.id != vm) + (() if observation is None else (observation,))
         report = msgspec.structs.replace(sighting.report, vms=vms)
-        self._reports[host] = msgspec.structs.replace(sighting, report=report)
+        self._put(host, msgspec.structs.replace(sighting, report=report))
         self._bell.ring()
 
     def is_here(self, host: HostName) -> bool:
@@ -163,12 +166,20 @@ class Fleet:
         """The reports of all hosts that are connected."""
         return {host: sighting.report for host, sighting in self._reports.items() if sighting.is_here}
 
+    def sighted(self, vm: VmId) -> list[Sighted]:
+        """All hosts that are connected and report the VM."""
+        return self._index.of(vm)
+
     def close_silent(self) -> None:
         """Close connections over which nothing came for too long."""
         for host, channel in list(self._channels.items()):
             if self.is_lost(host):
                 channel.close()
                 self.leave(host, channel)
+
+    def _put(self, host: HostName, sighting: Sighting) -> None:
+        self._reports[host] = sighting
+        self._index.put(host, sighting.report.vms if sighting.is_here else ())
 
 
 def _disconnected(host: HostName, channel: Channel, error: UnavailableError) -> UnavailableError:

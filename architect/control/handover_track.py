@@ -13,7 +13,7 @@ import msgspec
 
 from architect.control.move_spans import joined
 from architect.control.records import MigrationRecord
-from architect.control.sightings import Sighted
+from architect.control.sighting_index import Sighted
 from architect.model.handover_state import TRANSITIONS, HandoverEvent, HandoverState
 from architect.model.state_machine import advance
 from architect.model.vm_state import VmState

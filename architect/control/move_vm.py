@@ -21,7 +21,6 @@ from architect.control.move_spans import compare_clocks, control_spans, with_spa
 from architect.control.notices import leave_by_s
 from architect.control.records import Desired, EventKind, HostRecord, MigrationRecord, MoveCause, VmRecord
 from architect.control.rooms import HostState, host_state, is_gone, room_at
-from architect.control.sightings import sighted
 from architect.control.views import migration_view
 from architect.errors import ArchitectError, CapacityError, ConflictError, LostError, NotFoundError, UnavailableError
 from architect.model.handover_state import HandoverState, MigrationMode
@@ -169,7 +168,7 @@ async def drive_move(fabric: Fabric, identity: MigrationId) -> None:
 
 def _is_seen(fabric: Fabric, record: MigrationRecord) -> bool:
     """Whether an end that is connected shows the VM, so that its agent is still about it."""
-    return any(sighting.host in (record.source, record.target) for sighting in sighted(record.vm, fabric.fleet.reports()))
+    return any(sighting.host in (record.source, record.target) for sighting in fabric.fleet.sighted(record.vm))
 
 
 def _settled(fabric: Fabric, record: MigrationRecord, unseen_s: float) -> MigrationRecord:
@@ -181,7 +180,7 @@ def _settled(fabric: Fabric, record: MigrationRecord, unseen_s: float) -> Migrat
         unseen_s=unseen_s,
         unseen_s_max=fabric.config.host_lost_after_s,
     )
-    return settle(record, sighted(record.vm, fabric.fleet.reports()), ends, fabric.clock.wall_s())
+    return settle(record, fabric.fleet.sighted(record.vm), ends, fabric.clock.wall_s())
 
 
 async def _ask_source(fabric: Fabric, record: MigrationRecord) -> None:
@@ -249,7 +248,7 @@ async def _refused(fabric: Fabric, identity: MigrationId, error: ArchitectError)
         return
     target_has_it = any(
         sighting.host == record.target and sighting.observation.term > record.source_term
-        for sighting in sighted(record.vm, fabric.fleet.reports())
+        for sighting in fabric.fleet.sighted(record.vm)
     )
     awaits_report = isinstance(error, NotFoundError) and not fabric.fleet.is_lost(record.target) and await _appears(fabric, record)
     record = fabric.book.moves[identity]
@@ -265,7 +264,7 @@ async def _appears(fabric: Fabric, record: MigrationRecord) -> bool:
     deadline_s = fabric.clock.monotonic_s() + fabric.config.host_lost_after_s
     seen = fabric.bell.count
     while (left_s := deadline_s - fabric.clock.monotonic_s()) > 0:
-        for sighting in sighted(record.vm, fabric.fleet.reports()):
+        for sighting in fabric.fleet.sighted(record.vm):
             if sighting.host == record.target and sighting.observation.term > record.source_term:
                 return True
         seen = await fabric.bell.wait_rung(seen, left_s)

@@ -24,7 +24,8 @@ from architect.control.notices import take_over_notices
 from architect.control.records import Desired, EventKind, HostRecord, VmRecord
 from architect.control.rooms import is_gone
 from architect.control.run_vm import create_vm
-from architect.control.sightings import Sighted, after_sighting, owner_of, sighted, write_sighting
+from architect.control.sighting_index import Sighted
+from architect.control.sightings import after_sighting, owner_of, write_sighting
 from architect.errors import ArchitectError
 from architect.model.ids import HostName, MigrationId, VmId
 from architect.model.vm_state import VmState
@@ -86,7 +87,7 @@ class Reconciler:
         """Bring the records up to the reports, in one change if there is anything new."""
         book, reports = self._fabric.book, self._fabric.fleet.reports()
         living = [record for record in book.vms.values() if not record.is_tombstone]
-        verdicts = [(record, after) for record in living if (after := self._verdict(record, reports)) != record]
+        verdicts = [(record, after) for record in living if (after := self._verdict(record)) != record]
         for vm in set(self._missing_since_s) - set(book.vms):
             del self._missing_since_s[vm]
         strangers = self._strangers(reports)
@@ -101,9 +102,9 @@ class Reconciler:
                     change.put(record)
                     change.say(EventKind.VM_ADOPTED, "a host reports it", vm=record)
 
-    def _verdict(self, record: VmRecord, reports: Mapping[HostName, HostReport]) -> VmRecord:
+    def _verdict(self, record: VmRecord) -> VmRecord:
         """The record as the reports have it; LOST if nobody has it any more."""
-        owner = owner_of(record, sighted(record.id, reports))
+        owner = owner_of(record, self._fabric.fleet.sighted(record.id))
         if owner is not None and not (record.state is VmState.CREATING and self._fabric.jobs.is_running(f"create {record.id}")):
             self._missing_since_s.pop(record.id, None)
             return after_sighting(record, owner)
@@ -140,7 +141,6 @@ class Reconciler:
     def _strangers(self, reports: Mapping[HostName, HostReport]) -> list[VmRecord]:
         """VMs that hosts run and nobody here knows: another control plane's memory was lost, theirs was not."""
         book = self._fabric.book
-        names = {vm.request.name for vm in book.vms.values() if not vm.is_tombstone}
         strangers: dict[VmId, VmRecord] = {}
         for host, report in reports.items():
             for seen in report.vms:
@@ -148,7 +148,7 @@ class Reconciler:
                 if seen.id in book.vms or seen.spec is None or seen.term == 0 or (known is not None and known.term >= seen.term):
                     continue
                 request = seen.spec.request
-                if request.name in names:
+                if book.is_named(request.name):
                     request = msgspec.structs.replace(request, name=seen.id)
                 record = VmRecord(request, self._fabric.clock.wall_s(), host=host, at_edge=not seen.state.is_terminal)
                 strangers[seen.id] = after_sighting(record, Sighted(host, seen))
@@ -183,7 +183,7 @@ class Reconciler:
             fabric.jobs.start(f"release {vm}", functools.partial(_release, fabric, vm))
 
     def _hosts_to_clear(self, record: VmRecord) -> list[HostName]:
-        hosts = {sighting.host for sighting in sighted(record.id, self._fabric.fleet.reports())}
+        hosts = {sighting.host for sighting in self._fabric.fleet.sighted(record.id)}
         if self._fabric.fleet.report(record.host) is not None:
             hosts.add(record.host)
         return sorted(hosts)

@@ -17,8 +17,8 @@ async def remove_host(fabric: Fabric, name: str) -> HostRecord:
     async with fabric.book.change() as change:
         record = fabric.book.find_host(name)
         book = fabric.book
-        on_it = sorted(vm.request.name for vm in book.vms.values() if vm.host == name and not vm.state.is_terminal)
-        on_it += sorted(move.vm_name for move in book.open_moves() if move.target == name)
+        on_it = sorted(vm.request.name for vm in book.vms_on(record.name) if not vm.state.is_terminal)
+        on_it += sorted(move.vm_name for move in book.moves_at(record.name) if move.target == name)
         if on_it:
             raise ConflictError(f"host {name}", f"has vm {', '.join(on_it)}", f"`architect host drain {name}` first")
         change.delete(record)

@@ -6,16 +6,15 @@ than the record's is an old copy and is ignored; an equal term on another host i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import msgspec
 
 from architect.control.book import Change
 from architect.control.fabric import Fabric
 from architect.control.records import EventKind, VmRecord
-from architect.model.ids import HostName, VmId
+from architect.control.sighting_index import Sighted
+from architect.model.ids import HostName
 from architect.model.vm_state import VmState
-from architect.wire.agent_messages import HostReport, VmObservation
+from architect.wire.agent_messages import VmObservation
 
 _EVENTS = {
     VmState.RUNNING: EventKind.VM_RUNNING,
@@ -26,18 +25,6 @@ _EVENTS = {
     VmState.STOPPED: EventKind.VM_STOPPED,
     VmState.LOST: EventKind.VM_LOST,
 }
-
-
-class Sighted(msgspec.Struct, frozen=True):
-    """A host that reports the VM, and what it says."""
-
-    host: HostName
-    observation: VmObservation
-
-
-def sighted(vm: VmId, reports: Mapping[HostName, HostReport]) -> list[Sighted]:
-    """All hosts that report the VM."""
-    return [Sighted(host, seen) for host, report in reports.items() for seen in report.vms if seen.id == vm]
 
 
 def owner_of(record: VmRecord, sightings: list[Sighted]) -> Sighted | None:

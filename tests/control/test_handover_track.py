@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from architect.control.handover_track import Ends, settle, steps_to, with_report, with_state
 from architect.control.records import MigrationRecord, MoveCause
-from architect.control.sightings import Sighted
+from architect.control.sighting_index import Sighted
 from architect.model.handover_state import TRANSITIONS, HandoverEvent, HandoverState, MigrationMode
 from architect.model.ids import HostName, MigrationId, VmId
 from architect.model.state_machine import advance

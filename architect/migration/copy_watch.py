@@ -29,8 +29,10 @@ class CopyWatch(msgspec.Struct, frozen=True):
     closest_since_s: float = 0.0
 
     def carried(self, samples: tuple[LinkSample, ...], stats: RoundStats) -> CopyWatch:
-        """After a round. One too short to be looked at tells by its own figures, if it sent enough or nothing else is known."""
-        if not samples and stats.duration_s > 0 and (stats.bytes >= TELLING_BYTES or (stats.bytes and not self.samples)):
+        """After a round. One too short to be looked at tells by its own figures, if it sent enough or nothing else is known; not
+        while a disk shares the link, for its part is not among them."""
+        is_telling = stats.bytes >= TELLING_BYTES and (self.mirror is None or self.mirror.is_ready)
+        if not samples and stats.duration_s > 0 and (is_telling or (stats.bytes and not self.samples)):
             samples = (LinkSample(stats.bytes, stats.duration_s),)
         return msgspec.structs.replace(self, samples=(*self.samples, *samples)[-SAMPLES_MAX:])
 

@@ -7,11 +7,16 @@
 
 With a deadline, all must have left the source by then; after the cut nothing is dirtied any more, so what is left at the cut is
 what must still travel. `auto` therefore goes on only as long as a cut *at the next look* would still leave `doubt` times the time
-that the rest needs by the link's low rate, besides `notice_margin_s` for cut, commit and release. While the rest would fit only
-by a better rate than any that was seen, it copies on beside the running guest; when not even `hope` times the best rate would do,
-the move is refused, and the VM still runs here. The promise that follows: if a post-copy begun at once could have met the deadline,
+that the rest needs by the link's low rate, besides `notice_margin_s` for cut, commit and release. It cuts, too, when the rest
+would fit only by a better rate than any that was seen: what is copied beside a running guest is partly copied in vain, and the
+host takes a VM that stays with it. When not even `hope` times the best rate would do, the move is refused, and the VM still runs
+here: another target may have a better link. The promise that follows: if a post-copy begun at once could have met the deadline,
 the move meets it, unless the link falls below 1/`doubt` of its low rate after the decision, or rises above `hope` times its best.
 (Nothing ends earlier than a post-copy begun at once: it sends every byte once.)
+
+With a disk whose mirror is not ready there are two ways out, and a move is refused only if neither is left: a post-copy, which
+sends the whole disk anew, and going on until the mirror is ready, with memory beside it. What a mirror has sent counts for the
+second only, so the longer one has copied on in hope, the more it is the second that ends in time.
 """
 
 from __future__ import annotations
@@ -141,22 +146,51 @@ def _by_deadline(facts: CutFacts, limits: HandoverLimits) -> CutDecision | None:
 
 def _auto_by_deadline(facts: CutFacts, latest_s: float, limits: HandoverLimits) -> CutDecision | None:
     left = facts.bytes_left + (_whole_disk_bytes(facts) if facts.lacks_disk else 0)
-    cut_s, wait_s = left / facts.link.likely, _mirror_s(facts) + facts.bytes_left / facts.link.likely
-    if facts.lacks_disk and wait_s < cut_s and wait_s + limits.poll_interval_s <= latest_s:
-        if facts.is_running:
-            return None
-        return CutDecision(CutVerdict.WAIT, f"the disk's mirror ends {latest_s - wait_s:.1f} s before it is too late")
-    if left / facts.link.high > latest_s:
-        if left / facts.link.high > latest_s * limits.hope:
-            return _refusal(facts, left, latest_s, "post-copy")
-        if facts.is_running:
-            return None
-        why = f"{format_size(left)} would need {format_size(left / latest_s)}/s, the best was {format_size(facts.link.high)}/s"
-        return CutDecision(CutVerdict.ROUND, f"{why}: copied on in hope")
-    rate = format_size(facts.link.likely)
-    why = f"{format_size(left)} need {cut_s:.1f} s at {rate}/s, the host goes in {facts.remaining_s:.1f} s"
+    cut_s, best_s = left / facts.link.likely, left / facts.link.high
+    if facts.lacks_disk and (on := _on_with_mirror(facts, cut_s, latest_s, limits)) is not None:
+        return None if facts.is_running else on
+    beside = facts.bytes_left + _disk_bytes_left(facts)
+    beside_best_s = beside / facts.link.high
+    if min(best_s, beside_best_s) >= latest_s * limits.hope:
+        return _refusal(facts, min(left, beside), latest_s, "post-copy" if left <= beside else "the move")
+    if best_s > latest_s * (1.0 if beside * limits.hope < left else limits.hope):
+        return (
+            None if facts.is_running else _copied_on(facts, limits, f"{_in_hope(facts, beside, latest_s)}, with the disk's mirror")
+        )
+    if best_s > latest_s:
+        why = _in_hope(facts, left, latest_s)
+    else:
+        rate = format_size(facts.link.likely)
+        why = f"{format_size(left)} need {cut_s:.1f} s at {rate}/s, the host goes in {facts.remaining_s:.1f} s"
     postcopy = facts.bytes_left / facts.link.likely > limits.pause_tolerable_s
     return CutDecision(CutVerdict.CUT, why, postcopy, facts.lacks_disk)
+
+
+def _in_hope(facts: CutFacts, left: int, latest_s: float) -> str:
+    return f"{format_size(left)} need {format_size(left / latest_s)}/s, the best was {format_size(facts.link.high)}/s: hoped for"
+
+
+def _on_with_mirror(facts: CutFacts, cut_s: float, latest_s: float, limits: HandoverLimits) -> CutDecision | None:
+    """To go on until the disk's mirror is ready, if that is the sooner way, or the only one that is likely to end in time.
+
+    :param cut_s: how long a cut now would need for all, the disk sent anew.
+    """
+    bound_s = latest_s - limits.poll_interval_s
+    wait_s = _mirror_s(facts) + facts.bytes_left / facts.link.likely
+    if wait_s < cut_s and wait_s <= bound_s:
+        return CutDecision(CutVerdict.WAIT, f"the disk's mirror ends {latest_s - wait_s:.1f} s before it is too late")
+    # Side by side only if nothing better is left: memory may be written again as fast as it goes beside the mirror.
+    beside_s = max(_mirror_s(facts), (facts.bytes_left + _disk_bytes_left(facts)) / facts.link.likely)
+    if cut_s > bound_s and beside_s <= bound_s:
+        why = f"memory beside the disk's mirror: both end {latest_s - beside_s:.1f} s before it is too late"
+        return _copied_on(facts, limits, why)
+    return None
+
+
+def _copied_on(facts: CutFacts, limits: HandoverLimits, why: str) -> CutDecision:
+    """Another round; where memory has nothing that is worth one, the disk's mirror alone goes on."""
+    is_idle = facts.lacks_disk and _send_s(facts) <= limits.pause_budget_s
+    return CutDecision(CutVerdict.WAIT if is_idle else CutVerdict.ROUND, why)
 
 
 def _precopy_by_deadline(facts: CutFacts, latest_s: float, limits: HandoverLimits) -> CutDecision | None:
@@ -195,14 +229,24 @@ def _mirror_s(facts: CutFacts) -> float:
     return (mirror.total_bytes - mirror.done_bytes) / max(facts.disk_rate, NO_TRAFFIC_BYTES_PER_S)
 
 
+def _disk_bytes_left(facts: CutFacts) -> int:
+    """What the mirror still has to send."""
+    mirror = facts.mirror
+    if mirror is None or mirror.is_ready:
+        return 0
+    return int((mirror.total_bytes - mirror.done_bytes) * _sent_share(mirror))
+
+
 def _whole_disk_bytes(facts: CutFacts) -> int:
     """What a post-copy of the disk sends: all of it again, for the target's fresh overlay takes none of what was mirrored. Holes
     do not travel; their share is taken to be that of what the mirror has passed."""
-    mirror = facts.mirror
-    assert mirror is not None
-    if mirror.done_bytes and mirror.sent_bytes:
-        return int(mirror.total_bytes * min(mirror.sent_bytes / mirror.done_bytes, 1.0))
-    return mirror.total_bytes
+    assert facts.mirror is not None
+    return int(facts.mirror.total_bytes * _sent_share(facts.mirror))
+
+
+def _sent_share(mirror: MirrorProgress) -> float:
+    """Which part of what the mirror has passed had to be sent; all, where nothing tells."""
+    return min(mirror.sent_bytes / mirror.done_bytes, 1.0) if mirror.done_bytes and mirror.sent_bytes else 1.0
 
 
 def _written_too_fast(facts: CutFacts) -> str:

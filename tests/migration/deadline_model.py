@@ -114,6 +114,7 @@ class _Move:
         self._round_left = float(case.memory_bytes)
         self._round_began_s = 0.0
         self._round_bytes = 0.0
+        self._round_looks = 0
         self._runs = True
 
     @property
@@ -143,6 +144,7 @@ class _Move:
         if self._runs and self._round_left > 0:
             sample = LinkSample(int(memory + disk), step_s)
             self.watch = self.watch.carried((sample,), RoundStats(0, sample.bytes, step_s, 1))
+            self._round_looks += 1
 
     def decide(self) -> CutDecision:
         """Look; begin a round or end one if it is time."""
@@ -155,10 +157,12 @@ class _Move:
         if self._runs:
             stats = RoundStats(0, int(self._round_bytes), self.now_s - self._round_began_s, pages)
             self._rounds = (*self._rounds, stats)[-64:]
-            self.watch = self.watch.carried((), stats)
+            if not self._round_looks:
+                self.watch = self.watch.carried((), stats)
         decision = plan_cut(self.watch.facts(self._plan, self._rounds, self.now_s), self._plan.limits)
         self._runs = decision.verdict is CutVerdict.ROUND or self._disk > 0
         self._round_left, self._round_bytes, self._round_began_s = self.left_bytes, 0.0, self.now_s
+        self._round_looks = 0
         return decision
 
 

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from architect.migration import MirrorProgress, RoundStats
+from architect.migration.copy_watch import CopyWatch
 from architect.migration.cut_plan import CutDecision, CutFacts, CutVerdict, plan_cut
-from architect.migration.link_rate import LinkRate
+from architect.migration.link_rate import LinkRate, LinkSample
 from architect.model.handover_state import MigrationMode
 from architect.model.sizes import MIB
 from tests.migration.handover_values import LIMITS, stats
@@ -119,6 +120,37 @@ def test_the_deadline_turns_a_disk_that_cannot_be_ready_into_postcopy() -> None:
 def test_a_mirror_that_ends_sooner_than_a_new_copy_is_waited_for_up_to_the_last_moment() -> None:
     nearly = MirrorProgress(False, 900 * MIB, 1000 * MIB, 900 * MIB)
     assert decide((stats(10),), mirror=nearly, disk_rate=50 * MIB, remaining_s=4.0).verdict is CutVerdict.WAIT
+
+
+def test_memory_goes_on_beside_a_mirror_when_neither_a_new_copy_nor_one_after_the_other_would_be_in_time() -> None:
+    nearly = MirrorProgress(False, 600 * MIB, 1000 * MIB, 600 * MIB)  # 4 s more at half of the link, a new copy 10
+    facts: dict[str, Any] = {"mirror": nearly, "disk_rate": 50 * MIB, "remaining_s": 10.0}
+    decision = decide((stats(25_600 * 4),), **facts)  # and 4 s of memory
+    assert decision.verdict is CutVerdict.ROUND and "memory beside the disk's mirror" in decision.why
+    assert decide((stats(10),), **facts | {"disk_rate": 41 * MIB, "remaining_s": 10.4}).verdict is CutVerdict.WAIT
+    assert decide((), is_running=True, bytes_left=400 * MIB, **facts).verdict is CutVerdict.ROUND
+
+
+def test_a_move_is_not_refused_while_its_mirror_may_still_be_in_time() -> None:
+    nearly = MirrorProgress(False, 600 * MIB, 1000 * MIB, 600 * MIB)
+    facts: dict[str, Any] = {"mirror": nearly, "disk_rate": 30 * MIB, "remaining_s": 4.0}  # 13 s by its pace, 4 by the link's
+    hoped = decide((stats(10),), **facts)
+    assert hoped.verdict is CutVerdict.WAIT and "with the disk's mirror" in hoped.why
+    assert decide((stats(10),), **facts | {"remaining_s": 3.5}).verdict is CutVerdict.REFUSE
+
+
+def test_a_rest_that_needs_a_little_more_than_the_best_rate_is_cut_in_hope() -> None:
+    hoped = in_round(1000, remaining_s=9.5)
+    assert (hoped.verdict, hoped.postcopy) == (CutVerdict.CUT, True) and "hoped for" in hoped.why
+    assert in_round(1000, remaining_s=8.4).verdict is CutVerdict.REFUSE
+
+
+def test_a_round_too_short_to_be_looked_at_tells_no_rate_while_a_disk_shares_the_link() -> None:
+    known = CopyWatch().carried((LinkSample(100 * MIB, 1.0),), stats(0))
+    short = stats(0, pages=2560, duration_s=0.2)
+    assert known.carried((), short).samples[-1].bytes == 10 * MIB
+    assert known.mirrored(HALF, 1.0).carried((), short).samples == known.samples
+    assert known.mirrored(READY, 1.0).carried((), short).samples != known.samples
 
 
 def test_a_disk_that_is_mostly_holes_may_still_go_postcopy() -> None:

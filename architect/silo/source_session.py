@@ -56,6 +56,7 @@ class SourceSession:
         self._map = log.consumer(CONSUMER)
         self._postcopy = PostcopySource(options, self._streams, self._map, self._tree, ram)
         self._is_cut = False
+        self._cut_root = ""
 
     def open(self, *, resume: bool = False) -> None:
         """Connect. `resume`: go on with a post-copy whose source process was lost; the target says what it lacks.
@@ -138,7 +139,7 @@ class SourceSession:
                 missing = 0
                 self._send_pages(self._map.pages(), None, hurries=True)
                 sent_s = time.monotonic()
-                root = self._tree.root()
+                root = self._cut_root = self._tree.root()
             self._is_cut = True
             times = (
                 ("memory-scan", begin_s, scanned_s),
@@ -149,13 +150,16 @@ class SourceSession:
             return Cut(root, missing, self.bytes_sent, spans)
 
     def serve(self) -> Served:
-        """After a post-copy cut: push what the target lacks until it has proved that it has all.
+        """After a post-copy cut: push what the target lacks until it has proved that it has all. After another cut it has all
+        already, and only the disk may still follow.
 
         Raises:
             MemoryLostError: the target could not be reached for `reconnect_s`.
             CutError: its memory is not what was sent.
         """
         with self._only(after_cut=True):
+            if self._cut_root:
+                return Served(self._cut_root, self.bytes_sent, 0, 0)
             return self._postcopy.serve()
 
     def stop(self) -> None:

@@ -26,6 +26,7 @@ def test_a_guest_that_writes_all_the_time_arrives_without_a_stale_or_torn_page(s
                 await source.memory.round()
             cut = await cut_over(source, target, postcopy=False)
             assert cut.root == await source.memory.full_hash()
+            assert (await source.memory.serve_until_done()).root == cut.root  # nothing is left to serve
             assert cut.root == await target.memory.full_hash()
             target.guest.check()
             target.guest.run(0, 2000)

@@ -244,6 +244,7 @@ STANDING = frozenset(
 WATCHED = frozenset(
     step
     for step, state in HANDOVER_STATE.items()
-    if state in (HandoverState.PREPARING, HandoverState.PRECOPY) and step is not SourceStep.CONNECT
+    if state in (HandoverState.PREPARING, HandoverState.PRECOPY) and step not in (SourceStep.CONNECT, SourceStep.PREPARE)
 ) | {SourceStep.DRAIN, SourceStep.SERVE}
-"""Steps long enough for the peer to vanish unseen: the driver keeps asking whether it is alive."""
+"""Steps long enough for the peer to vanish unseen: the driver keeps asking whether it is alive. Before it has answered `Prepare`,
+however slow it is with that, it knows nothing of the handover that it could be asked about."""

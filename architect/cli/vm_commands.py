@@ -13,10 +13,11 @@ from typing import Any
 from architect.cli.client import Client, StreamBrokenError, segment
 from architect.cli.output import VM_HEAD, Output, endpoint_text, fields, vm_row
 from architect.cli.patience import asked_again, resumed
-from architect.errors import HandoverError, NotFoundError, OutcomeUnknownError
+from architect.errors import ArchitectError, HandoverError, LostError, NotFoundError, OutcomeUnknownError
 from architect.model.sizes import format_size
 
 POLL_S = 0.3
+LOSS_LOOKS = 3
 
 
 def run(options: argparse.Namespace) -> int:
@@ -156,9 +157,7 @@ def migrate(options: argparse.Namespace) -> int:
     if output.as_json:
         output.document(move)
     if move["outcome"] != "done":
-        raise HandoverError(
-            f"move of {move['vm']}", move["reason"] or "failed", f"see `architect inspect {move['vm']}` and try again"
-        )
+        raise _failure(client, move)
     if not output.as_json:
         output.line(
             f"{move['vm']} moved {move['source']} to {move['target']} in {move['total_s']:.2f} s: "
@@ -166,6 +165,20 @@ def migrate(options: argparse.Namespace) -> int:
             + (", memory verified" if move.get("verified") else "")
         )
     return 0
+
+
+def _failure(client: Client, move: dict[str, Any]) -> ArchitectError:
+    """What a move that is not done means for the VM: it runs on, or is lost. Its host tells that a moment after the move."""
+    name, reason = move["vm"], move["reason"] or "failed"
+    for _ in range(LOSS_LOOKS):
+        try:
+            vm: dict[str, Any] = asked_again(lambda: client.get(f"/v1/vms/{segment('vm', name)}"))
+        except NotFoundError:
+            break
+        if vm["state"] == "lost":
+            return LostError(f"vm {name}", vm["reason"] or reason, f"`architect rm {name}` forgets it")
+        time.sleep(POLL_S)
+    return HandoverError(f"move of {name}", reason, f"see `architect inspect {name}` and try again")
 
 
 def _migrate(client: Client, output: Output, options: argparse.Namespace) -> dict[str, Any]:

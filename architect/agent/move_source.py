@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
+import msgspec
+
 from architect.agent.hosted_vm import HostedVm
 from architect.agent.memory_watch import wait_replaced
 from architect.agent.move_shared import connect_unix
@@ -16,6 +18,8 @@ from architect.migration.source_actions import MIRROR_TUNNEL, POSTCOPY_TUNNEL
 from architect.model.ids import MigrationId
 from architect.silo import memory_messages as m
 from architect.silo.memory_client import MemoryProcess
+
+_SENDING = ("sending", "serving")
 
 
 def parts_of(vm: HostedVm) -> VmParts:
@@ -93,21 +97,33 @@ class SourceMachine:
         await self._vm.destroy()
 
 
+class OutgoingMemory(msgspec.Struct, frozen=True):
+    """What is needed to serve a move again after agent and memory process have died: kept in the VM's folder while it leaves.
+
+    `served`: the tunnel, by name, and the socket at its end here; `is_postcopy`: the cut left pages for later, or was about to.
+    """
+
+    options: m.SourceOptions
+    served: tuple[str, str] | None = None
+    is_postcopy: bool = False
+
+
 class SourceMemory:
     """`SourceMemoryPort` over the memory process."""
 
     def __init__(self, vm: HostedVm) -> None:
         self._vm = vm
-        self._options: m.SourceOptions | None = None
         self._opened: MemoryProcess | None = None
-        self._served: tuple[str, str] | None = None
+        self._file = vm.folder.path / "outgoing-memory.json"
 
     async def open_source(self, session: MigrationId, address: str, port: int, server_name: str, streams: int) -> None:
         """As the port says."""
         memory = parts_of(self._vm).memory
         await close_tunnels(memory)
-        self._options, self._opened = m.SourceOptions(session, address, port, server_name, streams), memory
-        await memory.open_source(self._options)
+        outgoing = OutgoingMemory(m.SourceOptions(session, address, port, server_name, streams))
+        self._note(outgoing)
+        self._opened = memory
+        await memory.open_source(outgoing.options)
 
     async def bulk(self) -> RoundStats:
         """As the port says."""
@@ -129,6 +145,8 @@ class SourceMemory:
 
     async def cut(self, postcopy: bool) -> MemoryCut:
         """As the port says."""
+        if postcopy and (outgoing := self._outgoing()) is not None:
+            self._note(msgspec.structs.replace(outgoing, is_postcopy=True))
         cut = await parts_of(self._vm).memory.cut(postcopy=postcopy)
         return MemoryCut(cut.root, cut.pages_missing, cut.bytes_sent, cut.spans)
 
@@ -151,16 +169,28 @@ class SourceMemory:
                 await wait_replaced(self._vm.record.request.name, parts, memory)
 
     async def _open_again(self, memory: MemoryProcess) -> None:
-        """Connect a memory process that replaces the one that has opened the move."""
-        if self._options is None or memory is self._opened:
+        """Connect a memory process that replaces the one that has opened the move, be it that of an agent before us."""
+        outgoing = self._outgoing()
+        if outgoing is None or memory is self._opened:
             return
-        await memory.open_source(self._options, resume=True)
-        if self._served is not None:
-            await memory.tunnel_connect(*self._served)
+        if self._opened is not None or (await memory.status()).state not in _SENDING:
+            await memory.open_source(outgoing.options, resume=True)
+            if outgoing.served is not None:
+                await memory.tunnel_connect(*outgoing.served)
         self._opened = memory
+
+    def _note(self, outgoing: OutgoingMemory) -> None:
+        self._vm.folder.keep(self._file.name, outgoing)
+
+    def _outgoing(self) -> OutgoingMemory | None:
+        try:
+            return msgspec.json.decode(self._file.read_bytes(), type=OutgoingMemory)
+        except (OSError, msgspec.DecodeError):
+            return None
 
     async def abort_source(self) -> None:
         """As the port says."""
+        self._file.unlink(missing_ok=True)
         if self._vm.parts is not None:
             await self._vm.parts.memory.abort_source()
 
@@ -170,6 +200,9 @@ class SourceMemory:
         status = await parts.memory.status()
         if status.state == "serving" or (status.state == "sending" and status.pages_left > 0):
             return True
+        outgoing = self._outgoing()
+        if outgoing is not None and outgoing.is_postcopy:
+            return True  # the memory process, too, may be another one
         return await has_frozen_export(parts.machine)
 
     async def tunnel_listen(self, name: str) -> str:
@@ -181,7 +214,8 @@ class SourceMemory:
     async def tunnel_connect(self, name: str, path: str) -> None:
         """As the port says."""
         await parts_of(self._vm).memory.tunnel_connect(name, path)
-        self._served = (name, path)
+        if (outgoing := self._outgoing()) is not None:
+            self._note(msgspec.structs.replace(outgoing, served=(name, path)))
 
 
 async def close_tunnels(memory: MemoryProcess) -> None:

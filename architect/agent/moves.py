@@ -10,8 +10,6 @@ import asyncio
 import logging
 from pathlib import Path
 
-import msgspec
-
 from architect.agent.hold_points import HoldPoints
 from architect.agent.host import Host
 from architect.agent.hosted_vm import HostedVm
@@ -151,8 +149,7 @@ class Moves:
 
     def keep(self, plan: HandoverPlan) -> None:
         """As the port says."""
-        path = self._table.folder(plan.vm).path / "handover.json"
-        path.write_bytes(msgspec.json.encode(plan))
+        self._table.folder(plan.vm).keep("handover.json", plan)
 
     def forget(self, plan: HandoverPlan) -> None:
         """As the port says."""
@@ -184,9 +181,10 @@ class Moves:
                 spec.request, VmPhase.INCOMING, request.term, spec, migration=request.migration, peer=request.source.name
             )
             folder.write(record)
-            (folder.path / "prepare.json").write_bytes(msgspec.json.encode(request))
+            folder.keep("prepare.json", request)
             vm = HostedVm(self._host, folder, record)
         except BaseException:
+            VmFolder(self._host.vms_dir, spec.id).remove()
             self._host.release(spec.id)
             raise
         self._table.add(vm)

@@ -12,6 +12,7 @@ that it announces. The phase says what the agent was about::
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -75,9 +76,20 @@ class VmFolder:
         self.halted = self.path / "halted"
 
     def make(self) -> None:
-        """Make the folder; others may pass through it (QEMU runs as another user) but not list it. Idempotent."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.path.chmod(0o711)
+        """Make the folder; others may pass through it (QEMU runs as another user) but not list it. Idempotent.
+
+        Raises:
+            HostError: the disk is full or refuses.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.chmod(0o711)
+        except OSError as error:
+            raise HostError(f"folder of {self.path.name}", str(error), "make room on the host's disk") from error
+
+    def remove(self) -> None:
+        """Delete the folder with all that is in it. Idempotent."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def write(self, record: VmRecord) -> None:
         """Write the record durably.
@@ -85,15 +97,26 @@ class VmFolder:
         Raises:
             HostError: the disk is full or refuses.
         """
-        temporary = self.record_path.with_suffix(".new")
+        self._write(self.record_path, record)
+
+    def keep(self, name: str, value: msgspec.Struct) -> None:
+        """Write a file of a move under way, durably: what a successor of this agent needs to end it.
+
+        Raises:
+            HostError: the disk is full or refuses.
+        """
+        self._write(self.path / name, value)
+
+    def _write(self, path: Path, value: msgspec.Struct) -> None:
+        temporary = path.with_suffix(".new")
         try:
             with temporary.open("wb") as file:
-                file.write(msgspec.json.encode(record))
+                file.write(msgspec.json.encode(value))
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.rename(self.record_path)
+            temporary.rename(path)
         except OSError as error:
-            raise HostError(f"record of {record.id}", str(error), "make room on the host's disk") from error
+            raise HostError(f"record of {self.path.name}", str(error), "make room on the host's disk") from error
 
     def read(self) -> VmRecord | None:
         """The record, or None where there is none (the agent died before the first write) or it cannot be read."""

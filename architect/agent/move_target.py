@@ -18,7 +18,7 @@ from architect.drafter.disk_export import start_incoming_export, stop_incoming_e
 from architect.drafter.disk_postcopy import attach_remote, complete_stream, is_stream_broken, start_stream
 from architect.drafter.machine import Machine
 from architect.drafter.overlay import create_overlay
-from architect.errors import ArchitectError, IncompatibleError, LostError, UnavailableError
+from architect.errors import ArchitectError, IncompatibleError, LostError, OutcomeUnknownError, UnavailableError
 from architect.migration.source_actions import POSTCOPY_TUNNEL
 from architect.migration.target_ports import MemoryListener, NeverRanError
 from architect.model.handover_span import Span
@@ -27,6 +27,7 @@ from architect.model.vm_spec import VmSpec
 
 DISK_FILL_TIMEOUT_S = 3600.0
 STREAM_LOOK_S = 1.0
+SOURCE_SILENCE_S = 60.0
 
 
 def _boot_id() -> str:
@@ -102,11 +103,17 @@ class TargetMachine:
     async def wait_disk_present(self) -> None:
         """As the port says. It asks QEMU: an agent before us may have attached the disk."""
         machine = parts_of(self._vm).machine
-        try:
-            await start_stream(machine)
-            await self._complete_stream(machine)
-        except ArchitectError as error:
-            raise LostError(f"disk of vm {self._vm.record.request.name}", error.cause, error.next_step) from error
+        patient_until_s = self._host.clock.monotonic_s() + SOURCE_SILENCE_S
+        while True:
+            try:
+                await start_stream(machine)
+                await self._complete_stream(machine)
+                break
+            except ArchitectError as error:
+                # QEMU answers nobody while it waits for a block from a source that is silent; both calls may be repeated.
+                is_waiting = isinstance(error, OutcomeUnknownError) and machine.is_running
+                if not is_waiting or self._host.clock.monotonic_s() > patient_until_s:
+                    raise LostError(f"disk of vm {self._vm.record.request.name}", error.cause, error.next_step) from error
         self._close_remote()
 
     async def _complete_stream(self, machine: Machine) -> None:

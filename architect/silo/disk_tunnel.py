@@ -113,8 +113,10 @@ class DiskTunnel:
             halves = self._parked.get(timeout=PARKED_TIMEOUT_S)
         except queue.Empty as error:
             raise TunnelError(f"tunnel {self.name}", "the source holds no link ready", "open the tunnel at the source") from error
-        assert halves.down is not None
+        assert halves.up is not None and halves.down is not None
         halves.down.send(TunnelTaken())
+        for half in (halves.up, halves.down):
+            half.endure()  # it carries the disk of a guest that runs already
         return halves
 
     def _dialled(self, *, parked: bool) -> Halves:
@@ -146,6 +148,8 @@ class DiskTunnel:
             with self._lock:
                 self._waiting.discard(halves.down)
         self._thread(self._park)
+        for half in (halves.up, halves.down):
+            half.endure()
         self._run(self._connect(halves), halves)
 
     def refusal(self, hello: TunnelHello) -> str:

@@ -19,6 +19,7 @@ from architect.wire.framing import PREFIX, FrameCodec, FrameError
 HANDSHAKE_TIMEOUT_S = 5.0
 SEND_TIMEOUT_S = 10.0
 DEAD_PEER_TIMEOUT_MS = 8000
+ENDURED_SILENCE_MS = 60_000
 _SMALL_BODY_BYTES = 16 << 10
 _TCP_INFO_BYTES_ACKED = struct.Struct("@120xQ")  # linux/tcp.h: struct tcp_info, since Linux 4.1
 
@@ -127,6 +128,11 @@ class StreamConnection:
         except OSError:
             return self.bytes_sent
         return int(_TCP_INFO_BYTES_ACKED.unpack(info)[0])
+
+    def endure(self) -> None:
+        """From now on a peer may be silent for `ENDURED_SILENCE_MS`: for what nobody could take up again."""
+        with contextlib.suppress(OSError):  # it has ended already
+            self._tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, ENDURED_SILENCE_MS)
 
     def take_socket(self) -> ssl.SSLSocket:
         """The TLS socket itself, for bytes that are no frames."""

@@ -20,7 +20,7 @@ from architect.agent.memory_watch import keep_memory
 from architect.agent.vm_parts import VmParts, destroy_parts
 from architect.agent.vm_record import VmFolder, VmPhase, VmRecord
 from architect.drafter.machine_event import MachineEnded
-from architect.errors import ArchitectError, ConflictError, InternalError
+from architect.errors import ArchitectError, ConflictError, HostError, InternalError
 from architect.model.sizes import MIB, round_up
 from architect.model.vm_spec import VmSpec
 from architect.model.vm_state import VmState
@@ -64,6 +64,16 @@ class HostedVm:
         self.folder.write(record)
         self.record = record
         self.host.changed()
+
+    def note_fact(self, **changes: object) -> None:
+        """Note what has come about already. A disk that is full does not undo it: the next note writes this, too, and a successor
+        of this agent that finds an older record asks the ownership log and the VM's processes."""
+        try:
+            self.note(**changes)
+        except HostError as error:
+            _log.error("vm %s: %s", self.record.request.name, error)
+            self.record = msgspec.structs.replace(self.record, **changes)
+            self.host.changed()
 
     def observe(self, moving: MigrationReport | None) -> VmObservation:
         """The VM as reports show it."""
@@ -139,7 +149,7 @@ class HostedVm:
         try:
             async with guest.connected():
                 exit_code = await guest.channel.wait_exit()
-                self.note(exit_code=exit_code)
+                self.note_fact(exit_code=exit_code)
                 await guest.power_off()
                 await asyncio.sleep(EXIT_GRACE_S)
                 if self.parts is not None and self.record.phase is VmPhase.RUNNING:
@@ -168,7 +178,7 @@ class HostedVm:
         """The VM is over: note it, let go of all it had but record and output. Idempotent."""
         if self.record.phase is VmPhase.OVER:
             return
-        self.note(phase=VmPhase.OVER, end_state=state, reason=reason)
+        self.note_fact(phase=VmPhase.OVER, end_state=state, reason=reason)
         await self.give_up_parts()
         self.log.end()
         self.ended.set()

@@ -161,7 +161,7 @@ class Moves:
         if not keeps or vm is None:
             self._table.depart(report)
         elif vm.record.phase is not VmPhase.OVER:
-            vm.note(phase=VmPhase.RUNNING, term=term, last_move=report, migration=MigrationId(""), peer="")
+            vm.note_fact(phase=VmPhase.RUNNING, term=term, last_move=report, migration=MigrationId(""), peer="")
             if vm.parts is None or not vm.parts.machine.is_running:
                 self._group.create_task(vm.close_books())
 
@@ -208,7 +208,7 @@ class Moves:
     def taken_over(self, migration: MigrationId, spec: VmSpec, term: int) -> None:
         """As the port says."""
         vm = self._table.find(spec.id)
-        vm.note(phase=VmPhase.RUNNING, term=term, workload_started=True, arrived_by=migration)
+        vm.note_fact(phase=VmPhase.RUNNING, term=term, workload_started=True, arrived_by=migration)
         vm.log.reload()
         if vm.parts is not None and vm.guest is None:
             vm.watch(self._group, vm.parts, fresh=False)
@@ -218,14 +218,14 @@ class Moves:
         found = self._table.get(vm)
         if found is not None:
             (found.folder.path / "prepare.json").unlink(missing_ok=True)
-            found.note(migration=MigrationId(""), peer="")
+            found.note_fact(migration=MigrationId(""), peer="")
 
     def lost(self, vm: VmId, reason: str) -> None:
         """As the port says."""
         found = self._table.get(vm)
         if found is not None:
             term = found.record.term + (found.record.phase is VmPhase.INCOMING)  # its record exists, or it could not be lost
-            found.note(term=term)
+            found.note_fact(term=term)
             self._group.create_task(found.finish(VmState.LOST, reason))
 
     def outcome(self, migration: MigrationId) -> HandoverState | None:

@@ -141,7 +141,7 @@ async def _gone(vm: HostedVm) -> None:
     """QEMU ended while no agent watched."""
     vm.machine_end = vm.machine_end or "while no agent watched"
     if vm.record.phase is VmPhase.OUTGOING:
-        vm.note(phase=VmPhase.RUNNING)  # killed before the first effect of the handover
+        vm.note_fact(phase=VmPhase.RUNNING)  # killed before the first effect of the handover
     await vm.close_books()
 
 
@@ -162,7 +162,7 @@ async def _take_up_running(finding: _Finding, parts: VmParts) -> None:
         await vm.destroy()
         finding.table.drop(record.id)
         return
-    vm.note(term=term, phase=VmPhase.RUNNING)
+    vm.note_fact(term=term, phase=VmPhase.RUNNING)
     await parts.machine.resume()
     ports = finding.moves.claim_ports(vm)
     finding.moves.source.reclaim(record.id, term, host.config.address, *ports)

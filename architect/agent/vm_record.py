@@ -100,20 +100,22 @@ class VmFolder:
         self._write(self.record_path, record)
 
     def keep(self, name: str, value: msgspec.Struct) -> None:
-        """Write a file of a move under way, durably: what a successor of this agent needs to end it.
+        """Write a file of a move under way, whole or not at all: what a successor of this agent needs to end it. It is not flushed:
+        a host that dies takes the move with it, and this may be in the pause.
 
         Raises:
             HostError: the disk is full or refuses.
         """
-        self._write(self.path / name, value)
+        self._write(self.path / name, value, is_durable=False)
 
-    def _write(self, path: Path, value: msgspec.Struct) -> None:
+    def _write(self, path: Path, value: msgspec.Struct, *, is_durable: bool = True) -> None:
         temporary = path.with_suffix(".new")
         try:
             with temporary.open("wb") as file:
                 file.write(msgspec.json.encode(value))
                 file.flush()
-                os.fsync(file.fileno())
+                if is_durable:
+                    os.fsync(file.fileno())
             temporary.rename(path)
         except OSError as error:
             raise HostError(f"record of {self.path.name}", str(error), "make room on the host's disk") from error

@@ -17,7 +17,7 @@ import pytest
 
 from architect.errors import IncompatibleError, InvalidImageError
 from architect.model.handover_state import HandoverState
-from architect.model.ids import HostName
+from architect.model.ids import HostName, VmId
 from architect.model.vm_state import VmState
 from tests.cli.process_rig import COMMAND, ProcessRig, process_rig
 
@@ -52,6 +52,32 @@ def line_of(done: subprocess.CompletedProcess[bytes]) -> str:
     text = done.stderr.decode()
     assert re.fullmatch(r"architect: [^\n]+: [^\n]+; [^\n]+\n", text), text
     return text.strip()
+
+
+def hold_moves(rig: ProcessRig) -> asyncio.Event:
+    """Moves stop before their switchover from now on."""
+
+    async def gate() -> asyncio.Event:
+        return asyncio.Event()
+
+    held = rig.world.hold[HandoverState.SWITCHOVER] = rig.call(gate())
+    return held
+
+
+def let_go(rig: ProcessRig, held: asyncio.Event) -> None:
+    """They go on."""
+
+    async def release() -> None:
+        held.set()
+
+    rig.call(release())
+
+
+def wait_migrating(rig: ProcessRig, name: str) -> None:
+    """Until the VM's move is under way."""
+    deadline_s = time.monotonic() + 20
+    while rig.json("inspect", name)["state"] != "migrating":
+        assert time.monotonic() < deadline_s
 
 
 def test_run_inspect_and_ps_print_what_the_design_says(shared: ProcessRig) -> None:
@@ -119,6 +145,25 @@ def test_a_move_that_fails_on_its_way_is_printed_and_exits_10(shared: ProcessRig
     finally:
         shared.world.agents[HostName("gcp-1")] = target
     assert shared.json("inspect", web)["state"] == "running"
+
+
+def test_a_move_that_failed_because_the_vm_is_lost_exits_11(shared: ProcessRig) -> None:
+    vm = VmId(shared.json("run", "oci:./image", "--name", "doomed", "--host", "aws-1")["id"])
+    source, target = HostName("aws-1"), HostName("gcp-1")
+    held = hold_moves(shared)
+    moving = shared.start_cli("migrate", "doomed", "--to", target, "--json")
+    wait_migrating(shared, "doomed")
+    gone = shared.world.agents.pop(target)
+    try:
+        shared.call(shared.world.agents[source].end_vm(vm, VmState.LOST))
+        let_go(shared, held)
+        out, error = moving.communicate(timeout=40)
+    finally:
+        shared.world.hold.clear()
+        shared.world.agents[target] = gone
+        shared.cli("rm", "--force", "doomed")
+    assert (moving.returncode, json.loads(out)["outcome"]) == (11, "failed")
+    assert b"architect: vm doomed: " in error and b"`architect rm doomed` forgets it" in error
 
 
 @pytest.mark.parametrize(
@@ -282,26 +327,17 @@ def test_a_control_plane_that_is_killed_in_a_move_is_waited_for(tmp_path: Path) 
     with process_rig(tmp_path, "aws-1", "gcp-1") as one:
         one.json("run", "oci:./image", "--name", "web", "--host", "aws-1")
 
-        async def gate() -> asyncio.Event:
-            return asyncio.Event()
-
-        held = one.world.hold[HandoverState.SWITCHOVER] = one.call(gate())
+        held = hold_moves(one)
         moving = one.start_cli("migrate", "web", "--to", "gcp-1", "--json")
         logs = one.start_cli("logs", "-f", "web")
         assert logs.stdout is not None and logs.stdout.readline() == b"web says hello\n"
-        deadline_s = time.monotonic() + 20
-        while one.json("inspect", "web")["state"] != "migrating":
-            assert time.monotonic() < deadline_s
+        wait_migrating(one, "web")
         one.kill_control()
         one.start_control()
         for agent in one.world.agents.values():
             one.call(agent.disconnect())
             one.connect(agent)
-
-        async def release() -> None:
-            held.set()
-
-        one.call(release())
+        let_go(one, held)
         out, error = moving.communicate(timeout=40)
         assert moving.returncode == 0, error
         assert (json.loads(out)["outcome"], json.loads(out)["target"]) == ("done", "gcp-1")

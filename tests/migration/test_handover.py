@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from architect.errors import ArchitectError, ConflictError, IncompatibleError, NotFoundError, PeerError
-from architect.migration import HandoverSource, HandoverTarget, error_of_report
+from architect.migration import HandoverSource, HandoverTarget, TargetPorts, error_of_report
 from architect.model.handover_state import HandoverState, MigrationMode
 from architect.model.ids import HostName, MigrationId
 from architect.testing.sim_scenario import draw_scenario
@@ -17,7 +17,7 @@ from architect.testing.simulator import VM, Simulation
 from architect.testing.virtual_clock import VirtualLoop, run_virtual
 from architect.wire.agent_messages import MigrateVm, MigrationReport
 from architect.wire.framing import PROTOCOL_VERSION
-from architect.wire.migration_messages import Alive, AskStatus, PeerHello, PeerWelcome
+from architect.wire.migration_messages import Alive, AskStatus, PeerHello, PeerWelcome, Prepare
 
 QUIET = msgspec.structs.replace(draw_scenario(8), faults=(), moves=(), has_base_everywhere=False)
 
@@ -162,6 +162,23 @@ def test_a_target_that_does_not_fit_refuses_by_name_and_nothing_has_changed() ->
         newest = fabric.ownership.newest(VM)
         assert newest is not None and newest.term == 1
         assert fabric.vm.running()[0].host.name == "h1" and not fabric.hosts["h2"].arriving
+
+    play(test)
+
+
+def test_a_target_that_is_slow_to_reserve_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(fabric: Fabric) -> None:
+        agent = fabric.hosts["h2"].agent
+        assert agent is not None
+        reserve = agent.moves.reserve
+
+        async def reserve_slowly(request: Prepare) -> TargetPorts:
+            await asyncio.sleep(4)
+            return await reserve(request)
+
+        monkeypatch.setattr(agent.moves, "reserve", reserve_slowly)
+        report = await fabric.ask(fabric.request(1))
+        assert (report.state, report.reason) == (HandoverState.DONE, "")
 
     play(test)
 

@@ -1,0 +1,93 @@
+"""The memory of a VM that leaves: an agent that did not tell the memory process what to send can tell its successor."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from architect.agent.move_source import SourceMemory
+from architect.agent.vm_record import VmFolder
+from architect.model.ids import MigrationId, VmId
+from architect.silo import memory_messages as m
+
+VM, MOVE = VmId("vm-000000000001"), MigrationId("mig-000000000001")
+
+
+class _Memory:
+    """A memory process: what it was told, and its state."""
+
+    is_closed = False
+
+    def __init__(self, state: str = "idle", pages_left: int = 0) -> None:
+        self.told: list[object] = []
+        self._status = SimpleNamespace(state=state, pages_left=pages_left)
+
+    async def open_source(self, options: m.SourceOptions, *, resume: bool = False) -> None:
+        self.told.append((options.session, "again" if resume else "first"))
+
+    async def cut(self, *, postcopy: bool) -> Any:
+        return SimpleNamespace(root="", pages_missing=1, bytes_sent=0, spans=())
+
+    async def serve_until_done(self) -> None:
+        self.told.append("serve")
+
+    async def tunnel_connect(self, name: str, path: str) -> None:
+        self.told.append((name, path))
+
+    async def tunnel_close(self, name: str) -> None:
+        pass
+
+    async def abort_source(self) -> None:
+        self.told.append("abort")
+
+    async def status(self) -> Any:
+        return self._status
+
+
+def _agent(tmp_path: Path, memory: _Memory) -> SourceMemory:
+    """What an agent makes of the VM's folder, with this memory process beside it."""
+    folder = VmFolder(tmp_path, VM)
+    folder.make()
+    record = SimpleNamespace(request=SimpleNamespace(name="web"))
+    parts = SimpleNamespace(memory=memory, machine=SimpleNamespace(is_running=True))
+    return SourceMemory(cast("Any", SimpleNamespace(folder=folder, parts=parts, record=record)))
+
+
+async def _cut(agent: SourceMemory) -> None:
+    await agent.open_source(MOVE, "10.0.0.2", 7402, "gcp-1", 2)
+    await agent.tunnel_connect("disk", "/disk.sock")
+    await agent.cut(postcopy=True)
+
+
+def test_a_successor_of_agent_and_memory_process_opens_the_move_again_and_serves(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        await _cut(_agent(tmp_path, _Memory()))
+        memory = _Memory()
+        agent = _agent(tmp_path, memory)
+        assert await agent.is_serving()
+        await agent.serve_until_done()
+        assert memory.told == [(MOVE, "again"), ("disk", "/disk.sock"), "serve"]
+
+    asyncio.run(scenario())
+
+
+def test_a_successor_of_the_agent_alone_lets_the_memory_process_go_on(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        await _cut(_agent(tmp_path, _Memory()))
+        memory = _Memory("serving")
+        await _agent(tmp_path, memory).serve_until_done()
+        assert memory.told == ["serve"]
+
+    asyncio.run(scenario())
+
+
+def test_a_move_that_is_undone_leaves_nothing_to_open_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        agent = _agent(tmp_path, _Memory())
+        await _cut(agent)
+        await agent.abort_source()
+        assert [path.name for path in (tmp_path / VM).iterdir()] == []
+
+    asyncio.run(scenario())

@@ -1,0 +1,55 @@
+"""A VM's folder: what is written there is whole, and a disk that refuses is the host's fault, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from architect.agent.vm_record import VmFolder, VmPhase, VmRecord
+from architect.errors import HostError
+from architect.model.ids import VmId
+from tests.migration.handover_values import plan
+
+VM = VmId("vm-000000000001")
+
+
+def record() -> VmRecord:
+    spec = plan().spec
+    return VmRecord(spec.request, VmPhase.RUNNING, 1, spec)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> VmFolder:
+    made = VmFolder(tmp_path, VM)
+    made.make()
+    return made
+
+
+def test_a_disk_that_refuses_a_write_is_the_hosts_fault_and_what_was_there_stays(folder: VmFolder) -> None:
+    folder.write(record())
+    folder.record_path.with_suffix(".new").mkdir()  # where the new one would be written
+    with pytest.raises(HostError, match="make room"):
+        folder.write(msgspec.structs.replace(record(), term=2))
+    assert folder.read() == record()
+
+
+def test_a_file_of_a_move_replaces_the_one_before_as_a_whole(folder: VmFolder) -> None:
+    folder.keep("handover.json", record())
+    folder.keep("handover.json", msgspec.structs.replace(record(), term=2))
+    assert msgspec.json.decode((folder.path / "handover.json").read_bytes(), type=VmRecord).term == 2
+    assert [path.name for path in folder.path.iterdir()] == ["handover.json"]
+
+
+def test_a_folder_that_cannot_be_made_is_the_hosts_fault(tmp_path: Path) -> None:
+    (tmp_path / VM).touch()
+    with pytest.raises(HostError, match="make room"):
+        VmFolder(tmp_path, VM).make()
+
+
+def test_removing_a_folder_takes_all_that_is_in_it_and_may_be_repeated(folder: VmFolder) -> None:
+    folder.write(record())
+    folder.remove()
+    folder.remove()
+    assert not folder.path.exists()

@@ -108,6 +108,9 @@ class OutgoingMemory(msgspec.Struct, frozen=True):
     is_postcopy: bool = False
 
 
+_OUTGOING_DECODER = msgspec.json.Decoder(OutgoingMemory)
+
+
 class SourceMemory:
     """`SourceMemoryPort` over the memory process."""
 
@@ -184,7 +187,7 @@ class SourceMemory:
 
     def _outgoing(self) -> OutgoingMemory | None:
         try:
-            return msgspec.json.decode(self._file.read_bytes(), type=OutgoingMemory)
+            return _OUTGOING_DECODER.decode(self._file.read_bytes())
         except (OSError, msgspec.DecodeError):
             return None
 

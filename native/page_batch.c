@@ -5,12 +5,15 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #define PAGE 4096L
 #define HASH 32L
+#define RETRIES_MAX 100
 
 /* How many of the ascending `pages` follow one another from the first. */
 static long run_length(const int64_t *pages, long count)
@@ -64,6 +67,43 @@ int punch_pages(int file, const int64_t *pages, long count)
 		while (fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, pages[at] * PAGE, run * PAGE))
 			if (errno != EINTR)
 				return errno;
+	}
+	return 0;
+}
+
+/* Where QEMU's memory lies: from page `first` on at address `start`. */
+struct mapping {
+	int64_t first, start;
+};
+
+/* Make the ascending `pages` of another process's memory present with `data`, write-protected, through its userfaultfd; who waits for
+ * them is woken. `mappings` (ascending) are its memory. A page that exists is left as it is, and exists[i] set. 0 or an errno. */
+int install_pages(int userfault, const struct mapping *mappings, long mapping_count, const int64_t *pages, long count,
+		  const uint8_t *data, uint8_t *exists)
+{
+	const struct mapping *last = mappings + mapping_count - 1;
+	int retries = 0;
+
+	for (long at = 0, run; at < count;) {
+		while (mappings < last && pages[at] >= mappings[1].first)
+			mappings++;
+		run = run_length(pages + at, count - at);
+		if (mappings < last && pages[at] + run > mappings[1].first)
+			run = mappings[1].first - pages[at];
+		struct uffdio_copy copy = {
+			.dst = mappings->start + (pages[at] - mappings->first) * PAGE,
+			.src = (uintptr_t)(data + at * PAGE),
+			.len = run * PAGE,
+			.mode = UFFDIO_COPY_MODE_WP,
+		};
+		if (!ioctl(userfault, UFFDIO_COPY, &copy))
+			at += run;
+		else if (copy.copy > 0) /* up to a page that exists, or QEMU's mappings changed: tried again */
+			at += copy.copy / PAGE;
+		else if (errno == EEXIST)
+			exists[at++] = 1;
+		else if (errno != EAGAIN || ++retries == RETRIES_MAX)
+			return errno;
 	}
 	return 0;
 }

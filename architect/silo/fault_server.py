@@ -152,18 +152,18 @@ class FaultServer:
         """QEMU touches memory that is still on its way: zeros, which are forgotten like any old page if the cut says so."""
         with receiver.placing:
             receiver.mark_present(page, 1)
-            self._tracker.install(page, _ZEROS_ADDRESS, 1)
+            self._tracker.install(np.array([page]), _ZEROS_ADDRESS)
 
     def _fill_zeros(self, page: int, receiver: PageReceiver | None) -> None:
         """Install zeros at `page`, then in the rest of its extent."""
-        if self._tracker.install(page, _ZEROS_ADDRESS, 1) == 0:
+        if self._tracker.install(np.array([page]), _ZEROS_ADDRESS) == 0:
             return
         start = page - page % PAGES_PER_EXTENT
         end = min(start + PAGES_PER_EXTENT, self._page_count)
         for first, last in ((page + 1, end), (start, page)):
             if last <= first or (receiver is not None and receiver.missing.flags[first:last].any()):
                 continue
-            self._tracker.fill(first, _ZEROS_ADDRESS, last - first)
+            self._tracker.install_new(np.arange(first, last), _ZEROS_ADDRESS)
 
     def _take_answers(self, demand: StreamConnection) -> None:
         while True:

@@ -36,6 +36,7 @@ def _library() -> ctypes.CDLL:
     for name in ("read_pages", "write_pages"):
         getattr(library, name).argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p]
     library.punch_pages.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_long]
+    library.install_pages.argtypes = [ctypes.c_int, *(ctypes.c_void_p, ctypes.c_long) * 2, ctypes.c_void_p, ctypes.c_void_p]
     for name in ("hash_pages", "find_data"):
         getattr(library, name).argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p]
         getattr(library, name).restype = ctypes.c_long
@@ -72,6 +73,31 @@ def punch_pages(descriptor: int, pages: npt.NDArray[np.int64]) -> None:
     """
     numbers = np.ascontiguousarray(pages, np.int64)
     _check(_library().punch_pages(descriptor, numbers.ctypes.data, len(numbers)))
+
+
+def install_pages(
+    userfault: int, mappings: npt.NDArray[np.int64], pages: npt.NDArray[np.int64], source: int
+) -> npt.NDArray[np.bool_]:
+    """Make `pages` (ascending) of another process's memory present.
+
+    Their bytes lie at our address `source`, one page behind the other.
+
+    :param userfault: that process's.
+    :param mappings: a row for each part of the memory, ascending: its first page, its address there.
+
+    Returns for each page whether it existed; such a page is left as it is.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    numbers = np.ascontiguousarray(pages, np.int64)
+    exists = np.zeros(len(numbers), np.bool_)
+    _check(
+        _library().install_pages(
+            userfault, mappings.ctypes.data, len(mappings), numbers.ctypes.data, len(numbers), source, exists.ctypes.data
+        )
+    )
+    return exists
 
 
 def find_data(buffer: memoryview) -> npt.NDArray[np.bool_]:

@@ -96,10 +96,7 @@ class PageReceiver:
         self._delivered.add(pages)
 
     def _install(self, pages: Pages, body: memoryview) -> None:
-        source = ctypes.addressof(ctypes.c_char.from_buffer(body))
-        for first, count in run_list(pages):
-            self._tracker.install(first, source, count)
-            source += count * PAGE_BYTES
+        self._tracker.install(pages, ctypes.addressof(ctypes.c_char.from_buffer(body)))
 
     def _take_zeros(self, pages: Pages) -> None:
         self.tree.set_zero(pages)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from architect.errors import HostError, NotFoundError
 from architect.model.sizes import PAGE_BYTES
-from architect.silo.page_runs import Pages, no_pages, run_list
+from architect.silo.page_runs import Pages, no_pages
 from architect.silo.pagemap_scan import PagemapScanner
 from architect.silo.ram_file import RamFile
 from architect.silo.userfault import MODE_MISSING, MODE_WP, Userfault
@@ -63,6 +62,7 @@ class Tracker:
         self._pidfd = _system_call(_PIDFD_OPEN, pid, 0, what=f"process {pid}")
         self.userfault = Userfault(_system_call(_PIDFD_GETFD, self._pidfd, UFFD_NUMBER, 0, what=f"userfaultfd of process {pid}"))
         self.mappings = _mappings(pid, ram)
+        self._layout = np.array([(mapping.first_page, mapping.start) for mapping in self.mappings], np.int64)
         self._scanner = PagemapScanner(pid)
         if not armed:
             self.userfault.enable()
@@ -96,43 +96,23 @@ class Tracker:
                 return mapping.start + (page - mapping.first_page) * PAGE_BYTES
         raise AttachError(f"page {page}", "QEMU does not map it", "report this as a defect")
 
-    def install(self, first: int, source: int, count: int) -> int:
-        """Make `count` absent pages from `first` on present with the bytes at our address `source`; wakes who waits for them.
+    def install(self, pages: Pages, source: int) -> int:
+        """Make the absent ones of `pages` (ascending) present with the bytes at our address `source`, one page behind the other.
 
-        A page that exists is left as it is, and who waits for it is woken. Returns how many pages were new.
+        A page that exists is left as it is. Who waits for any of them is woken. Returns how many pages were new.
+
+        Raises:
+            UserfaultError: QEMU is gone.
         """
-        present = 0
-        for at in self._install_absent(first, source, count):
-            self.userfault.wake(self.address_of(first + at), PAGE_BYTES)
-            present += 1
-        return count - present
-
-    def fill(self, first: int, source: int, count: int) -> None:
-        """As `install`, where nobody waits for any but absent pages."""
-        for _ in self._install_absent(first, source, count):
-            pass
+        present = self.install_new(pages, source)
+        for place in present:
+            self.userfault.wake(self.address_of(int(pages[place])), PAGE_BYTES)
+        return len(pages) - len(present)
 
     def install_new(self, pages: Pages, source: int) -> Pages:
-        """Make `pages` present with the bytes at our address `source`, one behind the other; nobody waits for them.
-
-        Returns the places in `pages` of those that exist already; they are left as they are.
-        """
-        present: list[int] = []
-        begin = 0
-        for first, count in run_list(pages):
-            present += [begin + at for at in self._install_absent(first, source + begin * PAGE_BYTES, count)]
-            begin += count
-        return np.array(present, np.int64)
-
-    def _install_absent(self, first: int, source: int, count: int) -> Iterator[int]:
-        """Install a run; yields the place in it of each page that exists already, and goes on behind it."""
-        at = 0
-        while at < count:
-            length = (count - at) * PAGE_BYTES
-            at += self.userfault.install(self.address_of(first + at), source + at * PAGE_BYTES, length) // PAGE_BYTES
-            if at < count:
-                yield at
-                at += 1
+        """As `install`, where nobody waits for any but absent pages; returns the places in `pages` of those that existed."""
+        places: Pages = np.flatnonzero(self.userfault.install(self._layout, pages, source))
+        return places
 
     def wake(self, first: int, count: int) -> None:
         """Let who waits for these pages try again."""

@@ -7,41 +7,28 @@ arrive here.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
 import struct
 
-from architect.errors import HostError
+import numpy as np
+import numpy.typing as npt
 
-_API, _REGISTER, _WAKE, _COPY, _WRITEPROTECT = 0xC018AA3F, 0xC020AA00, 0x8010AA02, 0xC028AA03, 0xC018AA06
+from architect.errors import HostError
+from architect.silo.page_batch import install_pages
+
+_API, _REGISTER, _WAKE, _WRITEPROTECT = 0xC018AA3F, 0xC020AA00, 0x8010AA02, 0xC018AA06
 _NEW_FROM_DEVICE = 0xAA00
 _API_NUMBER = 0xAA
 _WRITEPROTECT_MODE_WP = 1
-_COPY_MODE_WP = 2
 MODE_MISSING, MODE_WP = 1, 2
 FEATURES = {"MISSING_SHMEM": 1 << 5, "WP_HUGETLBFS_SHMEM": 1 << 12, "WP_UNPOPULATED": 1 << 13, "WP_ASYNC": 1 << 15}
 _ALL_FEATURES = sum(FEATURES.values())
 _EVENT_PAGEFAULT = 0x12
 _MESSAGE_BYTES = 32
 _MESSAGES_MAX = 64
-_COPY_RETRIES_MAX = 100
 DEVICE = "/dev/userfaultfd"
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_ioctl = _libc.ioctl
-_ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
-
-
-class _Copy(ctypes.Structure):
-    _fields_ = (
-        ("dst", ctypes.c_uint64),
-        ("src", ctypes.c_uint64),
-        ("len", ctypes.c_uint64),
-        ("mode", ctypes.c_uint64),
-        ("copy", ctypes.c_int64),
-    )
 
 
 class UserfaultError(HostError):
@@ -96,26 +83,20 @@ class Userfault:
         except OSError as error:
             raise _refused("WRITEPROTECT", error) from error
 
-    def install(self, address: int, source: int, length: int) -> int:
-        """Make absent pages present with the bytes at our address `source`, write-protected, and wake who waits for them.
+    def install(self, mappings: npt.NDArray[np.int64], pages: npt.NDArray[np.int64], source: int) -> npt.NDArray[np.bool_]:
+        """Make the absent ones of `pages` (ascending) present, write-protected, and wake who waits for them.
 
-        Returns how many bytes were installed: less than `length` when a page that exists is met (it is left as it is).
+        Their bytes lie at our address `source`, one page behind the other. Returns which pages existed; they are left as they are.
+
+        :param mappings: a row for each part of the memory, ascending: its first page, its address.
 
         Raises:
             UserfaultError: the range is not registered, or the other process is gone.
         """
-        done = 0
-        for _ in range(_COPY_RETRIES_MAX):
-            request = _Copy(address + done, source + done, length - done, _COPY_MODE_WP, 0)
-            if _ioctl(self.descriptor, _COPY, ctypes.byref(request)) == 0:
-                return length
-            number = ctypes.get_errno()
-            done += max(int(request.copy), 0)
-            if number == errno.EEXIST or request.copy == -errno.EEXIST:
-                return done
-            if number != errno.EAGAIN:
-                raise _refused("COPY", OSError(number, os.strerror(number)))
-        raise _refused("COPY", OSError(errno.EAGAIN, "no progress"))
+        try:
+            return install_pages(self.descriptor, mappings, pages, source)
+        except OSError as error:
+            raise _refused("COPY", error) from error
 
     def wake(self, start: int, length: int) -> None:
         """Let who waits in the range try again."""

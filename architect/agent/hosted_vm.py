@@ -10,20 +10,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from architect.agent.disk_watch import DiskWatch
 from architect.agent.guest_session import GuestSession
 from architect.agent.host import Host
 from architect.agent.log_store import LogStore
-from architect.agent.memory_watch import keep_memory
+from architect.agent.memory_watch import MemoryEvents, keep_memory
 from architect.agent.vm_parts import VmParts, destroy_parts
 from architect.agent.vm_record import VmFolder, VmPhase, VmRecord
-from architect.drafter.machine_event import MachineEnded
+from architect.drafter.machine_event import DiskFailed, MachineEnded
 from architect.errors import ArchitectError, ConflictError, HostError, InternalError
 from architect.model.sizes import MIB, round_up
 from architect.model.vm_spec import VmSpec
 from architect.model.vm_state import VmState
+from architect.silo.memory_client import MemoryProcess
 from architect.wire.agent_messages import MigrationReport, VmObservation
 
 _log = logging.getLogger(__name__)
@@ -41,8 +44,10 @@ class HostedVm:
         self.record = record
         self.parts: VmParts | None = None
         self.guest: GuestSession | None = None
+        self.disk: DiskWatch | None = None
         self.progress = ""
         self.paused_because = ""
+        self.memory_replaced: Callable[[MemoryProcess], Awaitable[None]] | None = None
         self.machine_end = ""
         self.ended = asyncio.Event()
         self.taken_up = asyncio.Event()
@@ -90,14 +95,15 @@ class HostedVm:
             or record.end_state
             or VmState.LOST
         )
-        if state is VmState.RUNNING and self.paused_because:
+        stands_because = self.paused_because or (self.disk.reason if self.disk is not None else "")
+        if state is VmState.RUNNING and stands_because:
             state = VmState.PAUSED
         return VmObservation(
             record.id,
             state,
             record.term,
             record.spec,
-            record.reason or self.paused_because,
+            record.reason or (stands_because if state is VmState.PAUSED else ""),
             record.exit_code,
             self.progress,
             pid,
@@ -117,29 +123,47 @@ class HostedVm:
     def keep_memory(self, group: asyncio.TaskGroup, parts: VmParts) -> None:
         """Replace the VM's memory process from now on when it ends: QEMU may need it before it answers that the guest runs."""
         if self._keeping is None:
-            self._keeping = group.create_task(keep_memory(self.host, self.folder, self.spec, parts, self._memory_lost))
+            self._keeping = group.create_task(self._keep_memory(parts))
+
+    async def _keep_memory(self, parts: VmParts) -> None:
+        await keep_memory(self.host, self.folder, self.spec, parts, MemoryEvents(self._memory_replaced, self._memory_lost))
+
+    async def _memory_replaced(self, memory: MemoryProcess) -> None:
+        if self.memory_replaced is not None:
+            try:
+                await self.memory_replaced(memory)
+            except ArchitectError as error:
+                _log.warning("vm %s: %s", self.record.request.name, error)
 
     def watch(self, group: asyncio.TaskGroup, parts: VmParts, *, fresh: bool) -> None:
         """Begin to watch the machine and its guest."""
         assert self._watching is None
         self.parts = parts
         self.guest = GuestSession(self.spec, parts.machine.channel_path, self.log, fresh=fresh)
-        self._watching = group.create_task(self._watch(parts, self.guest))
+        config, machine, clock = self.host.config, parts.machine, self.host.clock
+        self.disk = DiskWatch(config.name, machine, clock, self._may_resume, self.host.changed)
+        self._watching = group.create_task(self._watch(parts, self.guest, self.disk))
         self.keep_memory(group, parts)
 
-    async def _watch(self, parts: VmParts, guest: GuestSession) -> None:
+    def _may_resume(self) -> bool:
+        return self.record.phase is VmPhase.RUNNING and not self.paused_because
+
+    async def _watch(self, parts: VmParts, guest: GuestSession, disk: DiskWatch) -> None:
         """Until the VM is over, by its workload's exit or QEMU's end. A hostile guest ends the watch, not the agent."""
         try:
             async with asyncio.TaskGroup() as group:
-                exiting = group.create_task(self._watch_guest(guest))
+                beside = [group.create_task(self._watch_guest(guest)), group.create_task(disk.run())]
                 with contextlib.suppress(ArchitectError):
                     async with contextlib.aclosing(parts.machine.events()) as events:
                         async for event in events:
+                            if isinstance(event, DiskFailed):
+                                disk.failed(event)
                             if isinstance(event, MachineEnded):
                                 self.machine_end = event.last_words or f"status {event.exit_status}"
                                 await self.close_books()
                                 break
-                exiting.cancel()
+                for task in beside:
+                    task.cancel()
         except* ArchitectError as errors:
             for error in errors.exceptions:
                 _log.error("vm %s: %s", self.record.request.name, error)
@@ -198,7 +222,7 @@ class HostedVm:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        self.guest = None
+        self.guest = self.disk = None
 
     async def destroy(self) -> None:
         """Delete all that this host has of the VM. Idempotent."""

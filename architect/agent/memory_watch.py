@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from architect.agent.host import Host
 from architect.agent.vm_parts import VmParts, replace_memory
@@ -24,8 +25,16 @@ REPLACED_WITHIN_S = 30.0
 _log = logging.getLogger(__name__)
 
 
-async def keep_memory(host: Host, folder: VmFolder, spec: VmSpec, parts: VmParts, lost: Callable[[str], Awaitable[None]]) -> None:
-    """Replace the memory process whenever it ends, as long as QEMU runs; calls `lost` with the reason if none can be had."""
+@dataclass(frozen=True)
+class MemoryEvents:
+    """Whom to tell: `replaced` of the process that goes on, `lost` of the reason why none can be had."""
+
+    replaced: Callable[[MemoryProcess], Awaitable[None]]
+    lost: Callable[[str], Awaitable[None]]
+
+
+async def keep_memory(host: Host, folder: VmFolder, spec: VmSpec, parts: VmParts, events: MemoryEvents) -> None:
+    """Replace the memory process whenever it ends, as long as QEMU runs."""
     while True:
         await parts.memory.wait_closed()
         if _has_ended(parts):
@@ -37,9 +46,10 @@ async def keep_memory(host: Host, folder: VmFolder, spec: VmSpec, parts: VmParts
         except ArchitectError as error:
             if _has_ended(parts):
                 return
-            await lost(f"its memory process ended on host {host.config.name} and cannot be replaced ({error.cause})")
+            await events.lost(f"its memory process ended on host {host.config.name} and cannot be replaced ({error.cause})")
             return
         _log.warning("vm %s: memory process %d goes on", name, parts.memory.pid)
+        await events.replaced(parts.memory)
 
 
 async def wait_replaced(vm: str, parts: VmParts, ended: MemoryProcess) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 
 import msgspec
@@ -117,6 +118,7 @@ class SourceMemory:
     def __init__(self, vm: HostedVm) -> None:
         self._vm = vm
         self._opened: MemoryProcess | None = None
+        self._opening = asyncio.Lock()
         self._file = vm.folder.path / "outgoing-memory.json"
 
     async def open_source(self, session: MigrationId, address: str, port: int, server_name: str, streams: int) -> None:
@@ -158,8 +160,10 @@ class SourceMemory:
         return await parts_of(self._vm).memory.full_hash()
 
     async def serve_until_done(self) -> None:
-        """As the port says. A memory process that was killed meanwhile is replaced, and goes on where it was."""
+        """As the port says. A memory process that was killed meanwhile is replaced, and goes on where it was; so does one that is
+        killed when memory is done, and the disk is not."""
         parts = parts_of(self._vm)
+        self._vm.memory_replaced = self._open_again
         while True:
             memory = parts.memory
             try:
@@ -173,14 +177,15 @@ class SourceMemory:
 
     async def _open_again(self, memory: MemoryProcess) -> None:
         """Connect a memory process that replaces the one that has opened the move, be it that of an agent before us."""
-        outgoing = self._outgoing()
-        if outgoing is None or memory is self._opened:
-            return
-        if self._opened is not None or (await memory.status()).state not in _SENDING:
-            await memory.open_source(outgoing.options, resume=True)
-            if outgoing.served is not None:
-                await memory.tunnel_connect(*outgoing.served)
-        self._opened = memory
+        async with self._opening:
+            outgoing = self._outgoing()
+            if outgoing is None or memory is self._opened:
+                return
+            if self._opened is not None or (await memory.status()).state not in _SENDING:
+                await memory.open_source(outgoing.options, resume=True)
+                if outgoing.served is not None:
+                    await memory.tunnel_connect(*outgoing.served)
+            self._opened = memory
 
     def _note(self, outgoing: OutgoingMemory) -> None:
         self._vm.folder.keep(self._file.name, outgoing)
@@ -194,7 +199,9 @@ class SourceMemory:
     async def abort_source(self) -> None:
         """As the port says."""
         self._file.unlink(missing_ok=True)
+        self._vm.memory_replaced = None
         if self._vm.parts is not None:
+            await close_tunnels(self._vm.parts.memory)
             await self._vm.parts.memory.abort_source()
 
     async def is_serving(self) -> bool:

@@ -8,6 +8,7 @@ import os
 import socket
 from pathlib import Path
 
+from architect.agent.disk_arrival import DiskArrival
 from architect.agent.host import Host
 from architect.agent.hosted_vm import HostedVm
 from architect.agent.memory_watch import wait_replaced
@@ -15,19 +16,14 @@ from architect.agent.move_shared import connect_unix
 from architect.agent.move_source import close_tunnels, parts_of
 from architect.agent.vm_parts import start_incoming
 from architect.drafter.disk_export import start_incoming_export, stop_incoming_export
-from architect.drafter.disk_postcopy import attach_remote, complete_stream, is_stream_broken, start_stream
-from architect.drafter.machine import Machine
+from architect.drafter.disk_postcopy import attach_remote
 from architect.drafter.overlay import create_overlay
-from architect.errors import ArchitectError, IncompatibleError, LostError, OutcomeUnknownError, UnavailableError
+from architect.errors import ArchitectError, IncompatibleError, UnavailableError
 from architect.migration.source_actions import POSTCOPY_TUNNEL
 from architect.migration.target_ports import MemoryListener, NeverRanError
 from architect.model.handover_span import Span
 from architect.model.ids import MigrationId
 from architect.model.vm_spec import VmSpec
-
-DISK_FILL_TIMEOUT_S = 3600.0
-STREAM_LOOK_S = 1.0
-SOURCE_SILENCE_S = 60.0
 
 
 def _boot_id() -> str:
@@ -102,30 +98,15 @@ class TargetMachine:
 
     async def wait_disk_present(self) -> None:
         """As the port says. It asks QEMU: an agent before us may have attached the disk."""
-        machine = parts_of(self._vm).machine
-        patient_until_s = self._host.clock.monotonic_s() + SOURCE_SILENCE_S
-        while True:
-            try:
-                await start_stream(machine)
-                await self._complete_stream(machine)
-                break
-            except ArchitectError as error:
-                # QEMU answers nobody while it waits for a block from a source that is silent; both calls may be repeated.
-                is_waiting = isinstance(error, OutcomeUnknownError) and machine.is_running
-                if not is_waiting or self._host.clock.monotonic_s() > patient_until_s:
-                    raise LostError(f"disk of vm {self._vm.record.request.name}", error.cause, error.next_step) from error
+        name, machine = self._vm.record.request.name, parts_of(self._vm).machine
+        await DiskArrival(name, machine, self._connect_disk, self._host.clock).wait_present()
         self._close_remote()
 
-    async def _complete_stream(self, machine: Machine) -> None:
-        completing = asyncio.create_task(complete_stream(machine, DISK_FILL_TIMEOUT_S))
-        try:
-            while not (await asyncio.wait((completing,), timeout=STREAM_LOOK_S))[0]:
-                if await is_stream_broken(machine):
-                    cause = "the connection to the source broke before all of it had arrived"
-                    raise LostError(f"disk of vm {self._vm.record.request.name}", cause, "see the source's agent")
-            await completing
-        finally:
-            completing.cancel()
+    async def _connect_disk(self) -> socket.socket:
+        """Another way to the source's disk: through the memory process that there is now."""
+        path = str(self._vm.folder.memory / f"{POSTCOPY_TUNNEL}.sock")
+        await parts_of(self._vm).memory.tunnel_listen(POSTCOPY_TUNNEL, path)
+        return connect_unix(path)
 
     async def run_hook(self, name: str) -> None:
         """As the port says."""

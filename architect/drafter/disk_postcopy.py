@@ -5,28 +5,41 @@
     before   disk ← overlay                     ← base
     attached disk ← overlay-1 (fresh) ← remote (qcow2, read-only, over the source's frozen file by NBD) ← base
     stream   disk ← [copy on read] ← overlay-1 ← remote ← base      the job copies what remote has; reads go first
+    broken   disk ← overlay-1 ← remote-1 ← base                     another connection; the stream begins anew
     done     disk ← overlay-1                   ← base
 
 The source's overlay is opened as a file, not as a disk, so the base stays local. While the stream runs the VM needs the source: if
-the connection breaks, reads of what has not arrived stop the guest (`DiskFailed`), they do not fail in it.
+the connection breaks, reads of what has not arrived stop the guest (`DiskFailed`), they do not fail in it. What is there stays
+there, so `reattach_remote` goes on over another connection.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
+from collections.abc import Iterable
+from enum import StrEnum
 from pathlib import Path
 
-from architect.drafter.block_job import JobProgress, find_job, wait_job
+from architect.drafter.block_job import JobProgress, abandon_job, find_job, wait_job
 from architect.drafter.block_node import OverlayNode, delete_fdset, delete_nodes, find_overlay, nodes_by_name
 from architect.drafter.disk_export import FROZEN
 from architect.drafter.machine import Machine
 from architect.drafter.qemu_command import NODE_BASE, NODE_DISK, file_node, overlay_node
+from architect.drafter.qmp import QmpRefusedError
 from architect.errors import ArchitectError
 
 JOB = "stream"
 REMOTE_NODE = "remote"
-REMOTE_FILE_NODE = "remote-file"
+_REMOTE = re.compile(r"remote(?:-(\d+))?")
+
+
+class StreamTrouble(StrEnum):
+    """Why a stream stands."""
+
+    BROKEN = "the source cannot be read any more"
+    NO_SPACE = "the host's disk is full"
 
 
 async def attach_remote(machine: Machine, connection: int, fresh_overlay: Path) -> None:
@@ -44,30 +57,57 @@ async def attach_remote(machine: Machine, connection: int, fresh_overlay: Path) 
     base = NODE_BASE if NODE_BASE in await nodes_by_name(qmp) else None
     fresh = OverlayNode(f"overlay-{old.generation + 1}", old.generation + 1, await _add_file(machine, fresh_overlay))
     try:
-        await machine.disk_links.open(REMOTE_FILE_NODE, connection, FROZEN, read_only=True)
-        remote = overlay_node(REMOTE_NODE, REMOTE_FILE_NODE, base, machine.host_fsync) | {"read-only": True}
-        await qmp.execute("blockdev-add", remote)
+        await _add_remote(machine, connection, REMOTE_NODE, base)
         await qmp.execute("blockdev-add", file_node(fresh.file, fresh.fdset, machine.host_fsync))
         await qmp.execute("blockdev-add", overlay_node(fresh.name, fresh.file, REMOTE_NODE, machine.host_fsync))
         await _stand_on(machine, fresh.name)
     except BaseException:
         with contextlib.suppress(ArchitectError):
-            await delete_nodes(qmp, fresh.name, fresh.file, REMOTE_NODE, REMOTE_FILE_NODE)
+            await delete_nodes(qmp, fresh.name, fresh.file)
             await delete_fdset(qmp, fresh.fdset)
-        machine.disk_links.cut(REMOTE_FILE_NODE)
+        await _remove_remote(machine, REMOTE_NODE)
         raise
     await delete_nodes(qmp, old.name, old.file)
     await delete_fdset(qmp, old.fdset)
 
 
+async def reattach_remote(machine: Machine, connection: int) -> None:
+    """Put the disk on another connection to the same export, after the one before broke; `start_stream` is next.
+
+    Blocks that have arrived stay. On failure the disk is as before: repeat it. Nothing is done if all has arrived.
+
+    Raises:
+        OutcomeUnknownError, HostError: as `attach_remote`.
+    """
+    qmp = machine.qmp
+    await abandon_job(qmp, JOB)
+    nodes = await nodes_by_name(qmp)
+    if not (present := _remotes(nodes)):
+        return
+    # A predecessor of this agent, or an answer that came late, may have left one that the overlay does not stand on.
+    overlay = await find_overlay(qmp, machine.name)
+    base = NODE_BASE if NODE_BASE in nodes else None
+    fresh = f"{REMOTE_NODE}-{1 + max(present.values())}"
+    for name in present:
+        machine.disk_links.cut(_file(name))  # whoever reads there still fails at once
+    try:
+        await _add_remote(machine, connection, fresh, base)
+        await qmp.execute("blockdev-reopen", {"options": [overlay_node(overlay.name, overlay.file, fresh, machine.host_fsync)]})
+    except BaseException:
+        await _remove_remote(machine, fresh)
+        raise
+    for name in present:
+        await _remove_remote(machine, name)
+
+
 async def start_stream(machine: Machine, *, speed_bytes_s: int = 0) -> None:
     """Begin to copy what has not arrived, once the VM has resumed. From here on reads copy, too. Idempotent.
 
-    An error of the connection pauses the job (`is_stream_broken`), it does not end it.
+    An error of the connection pauses the job (`stream_trouble`), it does not end it.
     """
     qmp = machine.qmp
     nodes = await nodes_by_name(qmp)
-    if REMOTE_NODE not in nodes or await find_job(qmp, JOB) is not None:
+    if not _remotes(nodes) or await find_job(qmp, JOB) is not None:
         return
     overlay = await find_overlay(qmp, machine.name)
     arguments = {"job-id": JOB, "device": overlay.name, "speed": speed_bytes_s, "on-error": "stop", "auto-dismiss": True}
@@ -82,10 +122,18 @@ async def stream_progress(machine: Machine) -> JobProgress | None:
     return await find_job(machine.qmp, JOB)
 
 
-async def is_stream_broken(machine: Machine) -> bool:
-    """Whether the stream stands because the source cannot be read any more: what has not arrived never will."""
-    jobs = await machine.qmp.execute("query-block-jobs")
-    return any(found["device"] == JOB and found["io-status"] != "ok" for found in jobs)
+async def stream_trouble(machine: Machine) -> StreamTrouble | None:
+    """Why the stream stands; None if it does not, or is over."""
+    for found in await machine.qmp.execute("query-block-jobs"):
+        if found["device"] == JOB and found["io-status"] != "ok":
+            return StreamTrouble.NO_SPACE if found["io-status"] == "nospace" else StreamTrouble.BROKEN
+    return None
+
+
+async def resume_stream(machine: Machine) -> None:
+    """Try again what the stream stands at."""
+    with contextlib.suppress(QmpRefusedError):  # it goes on already, or is over
+        await machine.qmp.execute("block-job-resume", {"device": JOB})
 
 
 async def complete_stream(machine: Machine, timeout_s: float | None) -> None:
@@ -96,8 +144,30 @@ async def complete_stream(machine: Machine, timeout_s: float | None) -> None:
         TimeoutError: it still runs.
     """
     await wait_job(machine.qmp, machine.name, JOB, timeout_s)
-    await delete_nodes(machine.qmp, REMOTE_NODE, REMOTE_FILE_NODE)
-    machine.disk_links.cut(REMOTE_FILE_NODE)
+    for name in _remotes(await nodes_by_name(machine.qmp)):
+        await delete_nodes(machine.qmp, name, _file(name))
+        machine.disk_links.cut(_file(name))
+
+
+def _remotes(nodes: Iterable[str]) -> dict[str, int]:
+    """The nodes of connections to the source, each with its number."""
+    return {name: int(match[1] or 0) for name in nodes if (match := _REMOTE.fullmatch(name)) is not None}
+
+
+def _file(remote: str) -> str:
+    return f"{remote}-file"
+
+
+async def _add_remote(machine: Machine, connection: int, name: str, base: str | None) -> None:
+    await machine.disk_links.open(_file(name), connection, FROZEN, read_only=True)
+    remote = overlay_node(name, _file(name), base, machine.host_fsync) | {"read-only": True}
+    await machine.qmp.execute("blockdev-add", remote)
+
+
+async def _remove_remote(machine: Machine, name: str) -> None:
+    machine.disk_links.cut(_file(name))
+    with contextlib.suppress(ArchitectError):
+        await delete_nodes(machine.qmp, name, _file(name))
 
 
 async def _add_file(machine: Machine, path: Path) -> int:

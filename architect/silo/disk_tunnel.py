@@ -1,7 +1,8 @@
 """Disk tunnel: a unix socket here that ends at a unix socket of the peer host; QEMU's NBD traffic of a move goes through it.
 
 Either end may be the one that listens. The source of the move always dials: for a listener at the source when a client comes; for
-one at the target ahead of time (`PARKED_LINKS` links are held ready, and one is dialled for each that is taken).
+one at the target ahead of time (`PARKED_LINKS` links are held ready; another is dialled for each that is taken or breaks, since a
+client whose link has broken comes again).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import msgspec
 from architect.errors import ArchitectError, HostError
 from architect.silo.memory_messages import TunnelBytes
 from architect.silo.rate_limit import RateLimit
-from architect.silo.stream_connection import StreamConnection
+from architect.silo.stream_connection import StreamConnection, StreamLostError, StreamRefusedError
 from architect.silo.stream_messages import TunnelHello, TunnelTaken
 from architect.silo.tunnel_link import TunnelLink
 
@@ -27,6 +28,7 @@ PARKED_LINKS = 2
 LINKS_MAX = 64
 CONNECT_TIMEOUT_S = 5.0
 PARKED_TIMEOUT_S = 10.0
+REDIAL_S = 0.5
 _log = logging.getLogger("architect.memory")
 
 Dial = Callable[[TunnelHello], StreamConnection]
@@ -63,7 +65,7 @@ class DiskTunnel:
         self._halves: dict[int, Halves] = {}
         self._waiting: set[StreamConnection] = set()
         self._next_number = 0
-        self._closed = False
+        self._closed = threading.Event()
         self._sent = self._received = 0
         self._server = self._listen() if listens else None
         if self._server is not None:
@@ -91,11 +93,11 @@ class DiskTunnel:
         try:
             work(*arguments)
         except (ArchitectError, OSError) as error:
-            if not self._closed:
+            if not self._closed.is_set():
                 _log.warning("tunnel %s: %s", self.name, error)
 
     def _accept(self, server: socket.socket) -> None:
-        while not self._closed:
+        while not self._closed.is_set():
             local, _ = server.accept()
             self._thread(self._carry, local)
 
@@ -109,15 +111,23 @@ class DiskTunnel:
         self._run(local, halves)
 
     def _parked_link(self) -> Halves:
-        try:
-            halves = self._parked.get(timeout=PARKED_TIMEOUT_S)
-        except queue.Empty as error:
-            raise TunnelError(f"tunnel {self.name}", "the source holds no link ready", "open the tunnel at the source") from error
-        assert halves.up is not None and halves.down is not None
-        halves.down.send(TunnelTaken())
-        for half in (halves.up, halves.down):
-            half.endure()  # it carries the disk of a guest that runs already
-        return halves
+        while True:
+            try:
+                halves = self._parked.get(timeout=PARKED_TIMEOUT_S)
+            except queue.Empty as error:
+                raise TunnelError(
+                    f"tunnel {self.name}", "the source holds no link ready", "open the tunnel at the source"
+                ) from error
+            assert halves.up is not None and halves.down is not None
+            try:
+                halves.down.send(TunnelTaken())
+            except StreamLostError:  # it broke while it was parked; the source holds another one ready, or will
+                halves.up.close()
+                halves.down.close()
+                continue
+            for half in (halves.up, halves.down):
+                half.endure()  # it carries the disk of a guest that runs already
+            return halves
 
     def _dialled(self, *, parked: bool) -> Halves:
         assert self._dial is not None
@@ -132,11 +142,24 @@ class DiskTunnel:
 
     def _park(self) -> None:
         """Hold a link ready at the target until a client there takes it; then carry that to the local server."""
+        while not self._closed.is_set():
+            try:
+                halves = self._taken()
+            except (StreamLostError, StreamRefusedError) as error:
+                if not self._closed.wait(REDIAL_S):
+                    _log.info("tunnel %s: %s; dialled again", self.name, error)
+                continue
+            self._thread(self._park)
+            self._run(self._connect(halves), halves)
+            return
+
+    def _taken(self) -> Halves:
+        """A link that a client at the target has taken."""
         halves = self._dialled(parked=True)
         assert halves.up is not None and halves.down is not None
         with self._lock:
             self._waiting.add(halves.down)
-        if self._closed:
+        if self._closed.is_set():
             halves.down.interrupt()
         try:
             halves.down.receive_as(TunnelTaken, None)
@@ -147,16 +170,15 @@ class DiskTunnel:
         finally:
             with self._lock:
                 self._waiting.discard(halves.down)
-        self._thread(self._park)
         for half in (halves.up, halves.down):
             half.endure()
-        self._run(self._connect(halves), halves)
+        return halves
 
     def refusal(self, hello: TunnelHello) -> str:
         """Why this end does not take such a link; "" if it does."""
         if self._dial is not None or hello.parked is not self.listens:
             return f"tunnel {self.name} is not of that direction"
-        if self._closed or max(len(self._halves), self._parked.qsize(), len(self._links)) >= LINKS_MAX:
+        if self._closed.is_set() or max(len(self._halves), self._parked.qsize(), len(self._links)) >= LINKS_MAX:
             return f"tunnel {self.name} is closed or has over {LINKS_MAX} links"
         return ""
 
@@ -198,7 +220,7 @@ class DiskTunnel:
         link = TunnelLink(local, outward, inward, self._limit.wait, self._count)
         with self._lock:
             self._links.add(link)
-        if self._closed:
+        if self._closed.is_set():
             link.interrupt()
         link.run()
         with self._lock:
@@ -216,7 +238,7 @@ class DiskTunnel:
 
     def close(self) -> None:
         """End it with all its connections. Idempotent."""
-        self._closed = True
+        self._closed.set()
         if self._server is not None:
             with contextlib.suppress(OSError):
                 self._server.shutdown(socket.SHUT_RDWR)

@@ -20,7 +20,7 @@ from architect.model.sizes import PAGE_BYTES
 from architect.runtime.rpc import Call
 from architect.runtime.tls import client_context, server_context
 from architect.silo import memory_messages as m
-from architect.silo.data_listener import DataListener
+from architect.silo.data_listener import DataListener, ListenError
 from architect.silo.dirty_log import DirtyLog
 from architect.silo.fault_server import FaultServer
 from architect.silo.memory_errors import MemoryStateError
@@ -167,17 +167,19 @@ class MemoryService:
             return
         if kept.incoming is not None:
             self._target = TargetSession(
-                kept.incoming.session, self._ram, tracker, self._faults, self._folder, self._keep, resumed=True
-            )
-            self._listen(kept.incoming.address, kept.incoming.port)
+                kept.incoming.session, self._ram, tracker, self._faults, self._folder, self._keep,
+                kept=kept.incoming,
+            )  # fmt: skip
+            self._listen_again(kept.incoming)
         self._faults.start()  # not before it knows what is missing: it would answer with zeros
         tracker.wake_all()
 
     def _keep(self) -> None:
         assert self._tracker is not None
         incoming = None
-        if self._target is not None and self._listener is not None and self._target.is_running:
-            incoming = IncomingMove(self._target.session, self._listener.address, self._listener.port)
+        target = self._target
+        if target is not None and self._listener is not None and (target.is_running or target.is_received):
+            incoming = IncomingMove(target.session, self._listener.address, self._listener.port, target.root)
         keep_state(self._folder, KeptState(self._tracker.pid, start_time(self._tracker.pid), self._tracker.role, incoming))
 
     def _sending(self) -> SourceSession:
@@ -229,6 +231,15 @@ class MemoryService:
         self._listener = DataListener(address, port, server_context(self._tls_folder), self._accept, self._serve_peer)
         return self._listener.port
 
+    def _listen_again(self, incoming: IncomingMove) -> None:
+        """A guest that lacks pages needs its source to find us; one that has all may lack only blocks of its disk."""
+        try:
+            self._listen(incoming.address, incoming.port)
+        except ListenError as error:
+            if not incoming.root:
+                raise
+            self._error = str(error)
+
     def _accept(self, hello: Hello) -> str:
         return "unknown session" if self._target is None else self._target.accepts(hello)
 
@@ -256,6 +267,7 @@ class MemoryService:
         if self._target is not None:
             self._target.end()
             self._target = None
+            self._keep()
 
     def _state(self) -> str:
         if self._tracker is None:

@@ -12,11 +12,12 @@ STATE_FILE = "memory-state.json"
 
 
 class IncomingMove(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A post-copy whose pages are still to come."""
+    """A move after its cut. `root`: all of the memory is here, and this is its root; "": pages are still to come."""
 
     session: str
     address: str
     port: int
+    root: str = ""
 
 
 class KeptState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

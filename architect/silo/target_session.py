@@ -16,6 +16,7 @@ from pathlib import Path
 from architect.errors import ArchitectError, PeerError
 from architect.silo.fault_server import FaultServer
 from architect.silo.memory_errors import CutError, MemoryLostError
+from architect.silo.memory_state import IncomingMove
 from architect.silo.page_receiver import PageReceiver
 from architect.silo.page_runs import decode_runs, encode_parts
 from architect.silo.ram_file import RamFile
@@ -36,12 +37,12 @@ class TargetSession:
 
     :param session: its secret.
     :param on_change: called when the cut is known, and when all is proved; before the source hears of it.
-    :param resumed: this process took over a post-copy from one that died; what `folder` holds goes on.
+    :param kept: this process took over from one that died after the cut, and had kept this; what `folder` holds goes on.
     """
 
     def __init__(
         self, session: str, ram: RamFile, tracker: Tracker, faults: FaultServer, folder: Path, on_change: Callable[[], None],
-        *, resumed: bool = False,
+        *, kept: IncomingMove | None = None,
     ) -> None:  # fmt: skip
         self.session = session
         self._on_change = on_change
@@ -52,13 +53,13 @@ class TargetSession:
         self._data: dict[int, StreamConnection] = {}
         self._lost_since_s = time.monotonic()
         self._error: ArchitectError | None = None
-        self._root = ""
+        self._root = kept.root if kept is not None else ""
         self._ended = False
-        if not resumed:
+        if kept is None:
             PageReceiver.forget(folder)
             ram.punch_all()
         self.receiver = PageReceiver(ram, tracker, folder)
-        self.receiver.is_cut = resumed
+        self.receiver.is_cut = kept is not None
         faults.receive_from(self.receiver)
 
     def accepts(self, hello: Hello) -> str:
@@ -69,7 +70,8 @@ class TargetSession:
             return ""
         if hello.page_count != self._ram.page_count:
             return f"memory of {hello.page_count} pages for {self._ram.page_count}"
-        if self._ended or hello.resume is not self.receiver.is_cut:
+        is_cut = self.receiver.is_cut or self.is_received
+        if (self._ended and not self.is_received) or hello.resume is not is_cut:
             return "the session is not where the connection thinks it is"
         return ""
 
@@ -82,6 +84,11 @@ class TargetSession:
     def is_received(self) -> bool:
         """Whether all of the memory is here and verified."""
         return bool(self._root)
+
+    @property
+    def root(self) -> str:
+        """Of all of the memory, once it is here; "" before."""
+        return self._root
 
     def serve_demand(self, connection: StreamConnection) -> None:
         """Take a demand connection; it belongs to the fault server from now on."""
@@ -115,7 +122,7 @@ class TargetSession:
 
     def _handle(self, connection: StreamConnection, message: object, body: memoryview) -> None:
         match message:
-            case PagesMessage() | Zeros():
+            case PagesMessage() | Zeros() if not self.is_received:  # nothing may write to the memory of a guest that has all
                 self.receiver.take(message, body, connection.peer)
             case Hurry():
                 make_urgent()
@@ -130,6 +137,8 @@ class TargetSession:
                         self.receiver.is_cut = True
                         self._on_change()
                         self._changed.notify_all()
+            case Promise() if self.is_received:
+                connection.send(Proved(self._root, self._root == message.root))
             case Promise() if self.receiver.is_cut:
                 self._prove(connection, message.root)
             case _:
@@ -184,6 +193,7 @@ class TargetSession:
         if (found := self.receiver.tree.root()) != root:
             raise CutError("memory at the cut", f"it is {found}, not {root}", "try the move again")
         self._root = found
+        self._on_change()
         self.end()  # nothing may write to the memory of a guest that runs
         return found, 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from architect.agent.move_source import SourceMemory
 from architect.agent.vm_record import VmFolder
@@ -48,11 +48,16 @@ class _Memory:
 
 def _agent(tmp_path: Path, memory: _Memory) -> SourceMemory:
     """What an agent makes of the VM's folder, with this memory process beside it."""
+    return _agent_and_vm(tmp_path, memory)[0]
+
+
+def _agent_and_vm(tmp_path: Path, memory: _Memory) -> tuple[SourceMemory, Any]:
     folder = VmFolder(tmp_path, VM)
     folder.make()
     record = SimpleNamespace(request=SimpleNamespace(name="web"))
     parts = SimpleNamespace(memory=memory, machine=SimpleNamespace(is_running=True))
-    return SourceMemory(cast("Any", SimpleNamespace(folder=folder, parts=parts, record=record)))
+    vm: Any = SimpleNamespace(folder=folder, parts=parts, record=record, memory_replaced=None)
+    return SourceMemory(vm), vm
 
 
 async def _cut(agent: SourceMemory) -> None:
@@ -79,6 +84,19 @@ def test_a_successor_of_the_agent_alone_lets_the_memory_process_go_on(tmp_path: 
         memory = _Memory("serving")
         await _agent(tmp_path, memory).serve_until_done()
         assert memory.told == ["serve"]
+
+    asyncio.run(scenario())
+
+
+def test_a_memory_process_that_is_replaced_when_memory_is_done_carries_the_disk_on(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        agent, vm = _agent_and_vm(tmp_path, _Memory())
+        await _cut(agent)
+        await agent.serve_until_done()
+        another = _Memory()
+        vm.parts.memory = another
+        await vm.memory_replaced(another)
+        assert another.told == [(MOVE, "again"), ("disk", "/disk.sock")]
 
     asyncio.run(scenario())
 

@@ -23,7 +23,14 @@ from architect.drafter.disk_export import (
     stop_incoming_export,
 )
 from architect.drafter.disk_mirror import DiskMirror
-from architect.drafter.disk_postcopy import attach_remote, complete_stream, start_stream
+from architect.drafter.disk_postcopy import (
+    StreamTrouble,
+    attach_remote,
+    complete_stream,
+    reattach_remote,
+    start_stream,
+    stream_trouble,
+)
 from architect.drafter.machine import Machine
 from architect.drafter.machine_event import DiskFailed
 from architect.drafter.machine_options import BootFiles
@@ -324,25 +331,42 @@ def test_a_remote_that_is_no_overlay_leaves_the_disk_as_it_was(boot: BootFiles, 
     asyncio.run(scenario())
 
 
-def test_a_guest_whose_blocks_are_out_of_reach_waits_and_never_sees_the_error(boot: BootFiles, tmp_path: Path) -> None:
+def test_a_guest_whose_blocks_are_out_of_reach_waits_until_there_is_another_way_and_never_sees_the_error(
+    boot: BootFiles, tmp_path: Path
+) -> None:
     async def scenario() -> None:
         async with place(boot, tmp_path / "a") as source, place(boot, tmp_path / "b", incoming=True) as target:
             await busy_source(source)
             await source.machine.pause()
             fresh = target.folder / "fresh.qcow2"
             await create_overlay(fresh, rig.DISK_BYTES)
-            with rig.connect(await start_frozen_export(source.machine)) as connection:
+            export = await start_frozen_export(source.machine)
+            with rig.connect(export) as connection:
                 await attach_remote(target.machine, connection.fileno(), fresh)
-            async with contextlib.aclosing(target.machine.events()) as events:
-                await hand_over(source, target)
-                await source.machine.kill()  # the only holder of the blocks
-                async with asyncio.timeout(60):
-                    async for event in events:
-                        if isinstance(event, DiskFailed):
-                            assert event.stopped
-                            break
+                async with contextlib.aclosing(target.machine.events()) as events:
+                    stood_at = await hand_over(source, target)
+                    connection.shutdown(socket.SHUT_RDWR)
+                    async with asyncio.timeout(60):
+                        async for event in events:
+                            if isinstance(event, DiskFailed):
+                                assert event.stopped
+                                break
             assert await target.machine.status() == "io-error"
-            assert "CORRUPT" not in rig.console(target.folder)
+            await start_stream(target.machine)
+            async with asyncio.timeout(30):
+                while await stream_trouble(target.machine) is not StreamTrouble.BROKEN:  # noqa: ASYNC110 all there is
+                    await asyncio.sleep(0.05)
+            for _ in range(2):  # from a stream that stands, and from a connection that nothing has used yet
+                with rig.connect(export) as connection:
+                    await reattach_remote(target.machine, connection.fileno())
+            await target.machine.resume()
+            await start_stream(target.machine)
+            await complete_stream(target.machine, 60)
+            with rig.connect(export) as connection:
+                await reattach_remote(target.machine, connection.fileno())
+            assert not [name for name in await nodes_by_name(target.machine.qmp) if "remote" in name]
+            await source.machine.kill()
+            await assert_guest_is_well(target, stood_at)
 
     asyncio.run(scenario())
 

@@ -154,6 +154,30 @@ def test_a_memory_process_killed_in_postcopy_is_restarted_and_the_guest_goes_on(
         asyncio.run(move())
 
 
+@pytest.mark.parametrize("postcopy", [False, True])
+def test_a_memory_process_that_is_killed_after_all_had_come_is_followed_by_one_that_knows(postcopy: bool) -> None:
+    async def move() -> None:
+        async with pair(made) as (source, target):
+            source.guest.run(0, 100)
+            await source.memory.bulk()
+            cut = await cut_over(source, target, postcopy=postcopy)
+            root = (await source.memory.serve_until_done()).root if postcopy else cut.root
+            endpoint_port = await _data_port(target)
+            await target.restart_memory()
+            assert (await target.memory.status()).state == "received"
+            assert (await target.memory.wait_all_present(5)).root == root
+            target.guest.run(200, 100)
+            # What still streams is the disk: a source that is killed as well finds its way to the new process, too.
+            await source.restart_memory()
+            await source.memory.open_source(made.source_options(endpoint_port, "secret-1"), resume=True)
+            assert (await source.memory.serve_until_done(60)).root == root
+            await asyncio.to_thread(target.guest.pause)
+            await asyncio.to_thread(target.guest.check)
+
+    with rig() as made:
+        asyncio.run(move())
+
+
 async def _data_port(target: Host) -> int:
     import json
 

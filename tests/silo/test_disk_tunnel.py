@@ -12,12 +12,20 @@ from architect.silo.stream_connection import DEAD_PEER_TIMEOUT_MS, ENDURED_SILEN
 from architect.silo.stream_messages import TunnelHello, TunnelTaken
 
 
+class _Plain(socket.socket):
+    """TCP that ends one direction as TLS does."""
+
+    def unwrap(self) -> None:
+        self.shutdown(socket.SHUT_WR)
+
+
 class _Connection(StreamConnection):
     """One without TLS and frames, over TCP to nobody."""
 
     def __init__(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
-            self.plain = socket.create_connection(server.getsockname())
+            self.plain = _Plain()
+            self.plain.connect(server.getsockname())
             self.other, _ = server.accept()
         tune(self.plain)
         super().__init__(cast("Any", self.plain), "peer")

@@ -11,7 +11,7 @@ from architect.silo.tracker import MemoryRole
 
 
 def test_what_was_kept_is_found_while_that_very_process_runs(tmp_path: Path) -> None:
-    state = KeptState(os.getpid(), start_time(os.getpid()), MemoryRole.INCOMING, IncomingMove("s", "127.0.0.1", 5))
+    state = KeptState(os.getpid(), start_time(os.getpid()), MemoryRole.INCOMING, IncomingMove("s", "127.0.0.1", 5, "root"))
     keep_state(tmp_path, state)
     assert kept_state(tmp_path) == state
 

@@ -1,0 +1,97 @@
+"""The rest of a disk that a guest at the target already runs on: awaited, over connections that may break.
+
+The blocks come from the source's QEMU through the memory processes of both hosts (`drafter.disk_postcopy`). One of these that is
+killed, or a link that is cut, breaks QEMU's connection; what has not arrived is still there, so the disk is put on another one. The
+guest stands meanwhile if it wants such a block (`agent.disk_watch` lets it go on). Only when the source cannot be reached for
+`SOURCE_SILENCE_S` is the disk lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+
+from architect.drafter.disk_postcopy import (
+    StreamTrouble,
+    complete_stream,
+    reattach_remote,
+    resume_stream,
+    start_stream,
+    stream_trouble,
+)
+from architect.drafter.machine import Machine
+from architect.errors import ArchitectError, LostError, OutcomeUnknownError
+from architect.runtime.clock import Clock
+
+DISK_FILL_TIMEOUT_S = 3600.0
+STREAM_LOOK_S = 1.0
+SOURCE_SILENCE_S = 60.0
+RETRY_S = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+class DiskArrival:
+    """One disk that comes.
+
+    :param vm: how errors name it.
+    :param connect: a new connection to what the source offers; closed here.
+    """
+
+    def __init__(self, vm: str, machine: Machine, connect: Callable[[], Awaitable[socket.socket]], clock: Clock) -> None:
+        self._vm = vm
+        self._machine = machine
+        self._connect = connect
+        self._clock = clock
+
+    async def wait_present(self) -> None:
+        """Until all of it is here. An agent before us may have begun.
+
+        Raises:
+            LostError: it never will be.
+        """
+        while True:
+            try:
+                await start_stream(self._machine)
+                await self._complete()
+                return
+            except ArchitectError as error:
+                await self._take_up(error)
+
+    async def _complete(self) -> None:
+        completing = asyncio.create_task(complete_stream(self._machine, DISK_FILL_TIMEOUT_S))
+        try:
+            while not (await asyncio.wait((completing,), timeout=STREAM_LOOK_S))[0]:
+                match await stream_trouble(self._machine):
+                    case StreamTrouble.BROKEN:
+                        raise self._lost(
+                            "the connection to the source broke before all of it had arrived", "see the source's agent"
+                        )
+                    case StreamTrouble.NO_SPACE:
+                        await resume_stream(self._machine)
+            await completing
+        finally:
+            completing.cancel()
+
+    async def _take_up(self, error: ArchitectError) -> None:
+        """Put the disk on another connection, or wait for a QEMU that waits for a block from a source that is silent."""
+        patient_until_s = self._clock.monotonic_s() + SOURCE_SILENCE_S
+        _log.warning("vm %s: its disk does not come (%s)", self._vm, error.cause)
+        while self._machine.is_running and self._clock.monotonic_s() < patient_until_s:
+            try:
+                if await stream_trouble(self._machine) is None and isinstance(error, OutcomeUnknownError):
+                    return
+                with contextlib.closing(await self._connect()) as connection:
+                    await reattach_remote(self._machine, connection.fileno())
+                _log.warning("vm %s: its disk comes over another connection", self._vm)
+                return
+            except ArchitectError as again:
+                error = again
+            await self._clock.sleep(RETRY_S)
+        raise self._lost(error.cause, error.next_step) from error
+
+    def _lost(self, cause: str, next_step: str) -> LostError:
+        return LostError(f"disk of vm {self._vm}", cause, next_step)

@@ -1,0 +1,87 @@
+"""What becomes of a guest that its disk has stopped: it goes on as soon as the disk does.
+
+QEMU stops a guest whose read or write failed at the host (`werror=stop`: the host's disk is full, or a block of a post-copy's disk
+is out of reach) and keeps the request, so nothing is lost and the guest never sees the error. The VM is reported paused, with the
+reason, and QEMU is told to try again now and then: a try that fails stops the guest anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from architect.drafter.machine import Machine
+from architect.drafter.machine_event import DiskFailed
+from architect.errors import ArchitectError
+from architect.runtime.clock import Clock
+
+TRY_EVERY_S = 2.0
+TRIED_FOR_S = 0.5
+FAILED = "io-error"
+
+_log = logging.getLogger(__name__)
+
+
+class DiskWatch:
+    """Watches over one machine's disk until `run` is cancelled.
+
+    :param host: how reasons name it.
+    :param may_resume: whether nobody else has the guest stand still.
+    :param changed: called when `reason` has changed.
+    """
+
+    def __init__(
+        self, host: str, machine: Machine, clock: Clock, may_resume: Callable[[], bool], changed: Callable[[], None]
+    ) -> None:
+        self.reason = ""
+        self._host = host
+        self._machine = machine
+        self._clock = clock
+        self._may_resume = may_resume
+        self._changed = changed
+        self._stopped = asyncio.Event()
+
+    def failed(self, event: DiskFailed) -> None:
+        """QEMU says that a request has failed."""
+        if event.stopped:
+            cause = "is full" if event.no_space else f"failed a {event.operation} ({event.reason})"
+            self._stop(f"the disk of host {self._host} {cause}")
+
+    def _stop(self, reason: str) -> None:
+        self._stopped.set()
+        if reason != self.reason:
+            _log.warning("%s: stopped by its disk: %s", self._machine.name, reason)
+            self.reason = reason
+            self._changed()
+
+    async def run(self) -> None:
+        """Let the guest go on, each time it was stopped, when its disk does. Never returns."""
+        try:
+            if await self._machine.status() == FAILED:
+                self._stop(f"the disk of host {self._host} failed while no agent watched")
+        except ArchitectError as error:
+            _log.warning("%s: its state is not known: %s", self._machine.name, error)
+        while True:
+            await self._stopped.wait()
+            await self._clock.sleep(TRY_EVERY_S)
+            if self._may_resume():
+                await self._try()
+
+    async def _try(self) -> None:
+        self._stopped.clear()
+        try:
+            await self._machine.resume()
+            if not self._may_resume():
+                await self._machine.pause()  # somebody has told it to stand between our question and our answer
+            await self._clock.sleep(TRIED_FOR_S)
+            runs = await self._machine.status() != FAILED
+        except ArchitectError as error:
+            _log.warning("%s: cannot be told to go on: %s", self._machine.name, error)
+            runs = False
+        if not runs or self._stopped.is_set():
+            self._stopped.set()
+            return
+        _log.info("%s: goes on", self._machine.name)
+        self.reason = ""
+        self._changed()

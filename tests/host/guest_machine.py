@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from qemu.qmp import QMPClient
+from qemu.qmp import ConnectError, QMPClient
 
 from architect.clouds.local.layout import machine_cache
 from architect.drafter.guest_channel import GuestChannel, LogRecord, LogStream
@@ -158,14 +158,22 @@ class GuestMachine:
     async def _qmp(self) -> AsyncIterator[QMPClient]:
         client = QMPClient("test")
         async with asyncio.timeout(20):
-            while not (self._folder / "qmp").exists():  # noqa: ASYNC110  (QEMU sets no event of ours)
+            while not await _has_connected(client, self._folder / "qmp"):  # noqa: ASYNC110  (QEMU sets no event of ours)
                 await asyncio.sleep(0.02)
-            await client.connect(str(self._folder / "qmp"))
         try:
             yield client
         finally:
             with contextlib.suppress(EOFError):  # of a QEMU that was told to quit, and was faster
                 await client.disconnect()
+
+
+async def _has_connected(client: QMPClient, path: Path) -> bool:
+    """QEMU binds the socket's name first, and listens a moment later."""
+    try:
+        await client.connect(str(path))
+    except ConnectError:
+        return False
+    return True
 
 
 async def _wait_status(client: QMPClient, status: str) -> None:
@@ -174,23 +182,42 @@ async def _wait_status(client: QMPClient, status: str) -> None:
             await asyncio.sleep(0.02)
 
 
-def run_guest(
-    test: Callable[[GuestMachine, GuestChannel], Awaitable[None]],
-    files: dict[str, str] | None = None,
-    then: Callable[[GuestMachine], Awaitable[None]] | None = None,
-) -> None:
-    """Boot a guest whose disk also has the executable `files`, configure it and run `test`; `then` runs with the channel closed."""
+class Guests:
+    """Guests that go on from `state`, in which one was left that had booted and not seen its disk yet; or, without one, boot."""
 
-    async def run() -> None:
-        async with boot_guest(files or {}) as machine:
-            async with machine.channel() as channel:
-                await channel.wait_ready(BOOT_TIMEOUT_S)
-                await channel.configure(CONFIG)
-                await test(machine, channel)
-            if then is not None:
-                await then(machine)
+    def __init__(self, state: Path | None = None) -> None:
+        self._state = state
 
-    asyncio.run(run())
+    def run(
+        self,
+        test: Callable[[GuestMachine, GuestChannel], Awaitable[None]],
+        files: dict[str, str] | None = None,
+        then: Callable[[GuestMachine], Awaitable[None]] | None = None,
+    ) -> None:
+        """Configure a guest whose disk also has the executable `files`, and run `test`; `then` runs with the channel closed."""
+
+        async def run() -> None:
+            async with self.start(files or {}) as machine:
+                async with machine.channel() as channel:
+                    await channel.wait_ready(BOOT_TIMEOUT_S)
+                    await channel.configure(CONFIG)
+                    await test(machine, channel)
+                if then is not None:
+                    await then(machine)
+
+        asyncio.run(run())
+
+    def start(self, files: dict[str, str]) -> contextlib.AbstractAsyncContextManager[GuestMachine]:
+        """A guest with a disk of its own, to be configured."""
+        return boot_guest(files, self._state)
+
+
+async def boot_template(state: Path) -> None:
+    """Boot a guest and leave it in `state`, as VMs have a template that they start from."""
+    async with boot_guest({}) as machine:
+        async with machine.channel() as channel:
+            await channel.wait_ready(BOOT_TIMEOUT_S)
+        await machine.save_state(state)
 
 
 def shell(script: str, **more: object) -> ProcessConfig:

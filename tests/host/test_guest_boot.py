@@ -21,9 +21,17 @@ from architect.drafter.guest_payloads import TerminalSize
 from architect.drafter.guest_protocol import HEADER, RESET_PADDING, FrameType, GuestFrame, encode_frame
 from architect.errors import NotFoundError
 from architect.model.image import ProcessConfig
-from tests.host.guest_machine import CONFIG, GuestMachine, boot_guest, run_guest, shell
+from tests.host.guest_machine import CONFIG, GuestMachine, Guests, boot_guest, boot_template, shell
 
 pytestmark = pytest.mark.host
+
+
+@pytest.fixture(scope="module")
+def guests(tmp_path_factory: pytest.TempPathFactory) -> Guests:
+    """Booted once: a boot takes TCG longer than most tests take otherwise."""
+    state = tmp_path_factory.mktemp("guests") / "booted"
+    asyncio.run(boot_template(state))
+    return Guests(state)
 
 
 def test_a_guest_boots_runs_its_process_and_reports_its_exit_code() -> None:
@@ -50,24 +58,24 @@ def test_a_guest_boots_runs_its_process_and_reports_its_exit_code() -> None:
         with pytest.raises(GuestRefusedError):
             await channel.start(shell("true"))
 
-    run_guest(check)
+    Guests().run(check)
 
 
 @pytest.mark.parametrize(("args", "code"), [(("no-such-command",), 127), (("/etc/passwd",), 126), (("/bin/nothing",), 127)])
-def test_a_command_that_cannot_be_executed_exits_as_in_a_shell(args: tuple[str, ...], code: int) -> None:
+def test_a_command_that_cannot_be_executed_exits_as_in_a_shell(guests: Guests, args: tuple[str, ...], code: int) -> None:
     async def check(machine: GuestMachine, channel: GuestChannel) -> None:
         await channel.start(ProcessConfig(args=args, env=("PATH=/bin",)))
         assert await channel.wait_exit() == code
         assert f"cannot start {args[0]}" in machine.log.text(LogStream.STDERR)
 
-    run_guest(check)
+    guests.run(check)
 
 
-def test_no_log_record_is_lost_or_repeated_over_disconnections() -> None:
+def test_no_log_record_is_lost_or_repeated_over_disconnections(guests: Guests) -> None:
     count = 300_000  # About 2 MB: twice what the guest buffers.
 
     async def check() -> None:
-        async with boot_guest({}) as machine:
+        async with guests.start({}) as machine:
             async with machine.channel() as channel:
                 await channel.wait_ready(60)
                 await channel.configure(CONFIG)
@@ -87,7 +95,7 @@ def test_no_log_record_is_lost_or_repeated_over_disconnections() -> None:
     asyncio.run(check())
 
 
-def test_a_signal_reaches_the_workload_and_its_children_die_with_it() -> None:
+def test_a_signal_reaches_the_workload_and_its_children_die_with_it(guests: Guests) -> None:
     async def check(machine: GuestMachine, channel: GuestChannel) -> None:
         await channel.start(shell("trap 'echo got it; exit 5' TERM; sleep 1000 & echo up; wait"))
         await machine.log.wait_text("up\n")
@@ -99,24 +107,24 @@ def test_a_signal_reaches_the_workload_and_its_children_die_with_it() -> None:
         with pytest.raises(GuestRefusedError):
             await channel.signal(signal.SIGTERM)
 
-    run_guest(check)
+    guests.run(check)
 
 
-def test_a_killed_workload_reports_its_signal() -> None:
+def test_a_killed_workload_reports_its_signal(guests: Guests) -> None:
     async def check(machine: GuestMachine, channel: GuestChannel) -> None:
         await channel.start(shell("echo up; sleep 1000"))
         await machine.log.wait_text("up\n")
         await channel.signal(signal.SIGKILL)
         assert await channel.wait_exit() == 137
 
-    run_guest(check)
+    guests.run(check)
 
 
 async def _read_all(session: GuestExec, stream: int = 1) -> bytes:
     return b"".join([record.data async for record in session.output() if record.stream == stream])
 
 
-def test_exec_sessions_have_input_output_and_exit_codes() -> None:
+def test_exec_sessions_have_input_output_and_exit_codes(guests: Guests) -> None:
     data = os.urandom(300_000)
 
     async def check(machine: GuestMachine, channel: GuestChannel) -> None:
@@ -139,10 +147,10 @@ def test_exec_sessions_have_input_output_and_exit_codes() -> None:
         assert b"cannot start nothing" in await _read_all(missing, 2)
         assert await missing.wait() == 127
 
-    run_guest(check)
+    guests.run(check)
 
 
-def test_exec_sessions_with_a_terminal_know_its_size_and_end_at_ctrl_d() -> None:
+def test_exec_sessions_with_a_terminal_know_its_size_and_end_at_ctrl_d(guests: Guests) -> None:
     async def check(machine: GuestMachine, channel: GuestChannel) -> None:
         await channel.start(shell("sleep 1000"))
         session = await channel.exec_start(shell("stty size; tty; cat; stty size"), TerminalSize(33, 101))
@@ -155,10 +163,10 @@ def test_exec_sessions_with_a_terminal_know_its_size_and_end_at_ctrl_d() -> None
         assert text.startswith("33 101\r\n/dev/pts/") and text.endswith("44 99\r\n") and text.count("hello\r\n") == 2
         assert await session.wait() == 0
 
-    run_guest(check)
+    guests.run(check)
 
 
-def test_an_exec_session_survives_cut_connections_and_another_host_takes_it_up() -> None:
+def test_an_exec_session_survives_cut_connections_and_another_host_takes_it_up(guests: Guests) -> None:
     async def check(machine: GuestMachine, channel: GuestChannel) -> None:
         await channel.start(shell("sleep 1000"))
 
@@ -186,7 +194,7 @@ def test_an_exec_session_survives_cut_connections_and_another_host_takes_it_up()
             with pytest.raises(NotFoundError):
                 await other.exec_attach(session.id)
 
-    run_guest(check, then=take_up)
+    guests.run(check, then=take_up)
 
 
 async def _watch_clock(channel: GuestChannel, duration_s: float) -> float:
@@ -220,7 +228,7 @@ class _LateClock:
 
 
 @pytest.mark.parametrize("pause_s", [0.05, 0.4, 2.5])
-def test_the_clock_is_right_again_after_a_pause_and_never_goes_back(pause_s: float) -> None:
+def test_the_clock_is_right_again_after_a_pause_and_never_goes_back(guests: Guests, pause_s: float) -> None:
     async def check(machine: GuestMachine, channel: GuestChannel) -> None:
         await channel.set_clock()
         await _watch_clock(channel, 1.5)
@@ -229,10 +237,10 @@ def test_the_clock_is_right_again_after_a_pause_and_never_goes_back(pause_s: flo
         assert correction.offset_ns / 1e9 == pytest.approx(pause_s, abs=0.1)
         assert abs(lead_s) < 0.02
 
-    run_guest(check)
+    guests.run(check)
 
 
-def test_a_clock_that_is_ahead_runs_slower_instead_of_going_back() -> None:
+def test_a_clock_that_is_ahead_runs_slower_instead_of_going_back(guests: Guests) -> None:
     async def check(machine: GuestMachine, channel: GuestChannel) -> None:
         await channel.set_clock()
 
@@ -242,10 +250,10 @@ def test_a_clock_that_is_ahead_runs_slower_instead_of_going_back() -> None:
             lead_s, _ = await asyncio.gather(_watch_clock(channel, 5), channel.set_clock())
             assert lead_s == pytest.approx(-0.3, abs=0.02)
 
-    run_guest(check, then=fall_back)
+    guests.run(check, then=fall_back)
 
 
-def test_hooks_run_in_bounded_time_and_their_absence_is_told() -> None:
+def test_hooks_run_in_bounded_time_and_their_absence_is_told(guests: Guests) -> None:
     files = {
         "etc/architect/hooks/before-suspend": "#!/bin/sh\necho suspending\n",
         "etc/architect/hooks/after-resume": "#!/bin/sh\nsleep 100\n",
@@ -258,10 +266,10 @@ def test_hooks_run_in_bounded_time_and_their_absence_is_told() -> None:
             await channel.run_hook(GuestHook.AFTER_RESUME, 0.3)
         assert await channel.run_hook(GuestHook.AFTER_RESTORE, 5) is False
 
-    run_guest(check, files)
+    guests.run(check, files)
 
 
-def test_a_frozen_workload_stands_still_and_goes_on() -> None:
+def test_a_frozen_workload_stands_still_and_goes_on(guests: Guests) -> None:
     async def check(machine: GuestMachine, channel: GuestChannel) -> None:
         await channel.start(shell("while :; do echo tick; sleep 0.05; done"))
         await machine.log.wait_text("tick\n")
@@ -273,7 +281,7 @@ def test_a_frozen_workload_stands_still_and_goes_on() -> None:
         await channel.set_frozen(False)
         await machine.log.wait_more()
 
-    run_guest(check)
+    guests.run(check)
 
 
 def _garbage() -> list[bytes]:
@@ -296,9 +304,9 @@ def _garbage() -> list[bytes]:
     return [os.urandom(100_000), hello, *truncated, *empty, *noisy, too_long, bytes(unknown), os.urandom(3000), half]
 
 
-def test_malformed_frames_do_not_crash_the_guest() -> None:
+def test_malformed_frames_do_not_crash_the_guest(guests: Guests) -> None:
     async def check() -> None:
-        async with boot_guest({}) as machine:
+        async with guests.start({}) as machine:
             async with machine.channel() as channel:
                 await channel.wait_ready(60)
             _, writer = await asyncio.open_unix_connection(str(machine.socket))
@@ -316,17 +324,17 @@ def test_malformed_frames_do_not_crash_the_guest() -> None:
     asyncio.run(check())
 
 
-def test_the_guest_powers_off_when_told() -> None:
+def test_the_guest_powers_off_when_told(guests: Guests) -> None:
     async def check(machine: GuestMachine, channel: GuestChannel) -> None:
         await channel.start(shell("trap '' TERM; while :; do sleep 1; done"))
         await channel.power_off()
         async with asyncio.timeout(15):
             assert await machine.process.wait() == 0
 
-    run_guest(check)
+    guests.run(check)
 
 
-def test_a_running_guest_can_be_given_another_identity() -> None:
+def test_a_running_guest_can_be_given_another_identity(guests: Guests) -> None:
     async def check(machine: GuestMachine, channel: GuestChannel) -> None:
         await channel.start(shell("sleep 1000"))
         clone = msgspec.structs.replace(CONFIG, host_name="clone", address="10.1.0.9", mac="02:11:22:33:44:77", machine_id="a" * 32)
@@ -338,18 +346,14 @@ def test_a_running_guest_can_be_given_another_identity() -> None:
         assert text.startswith("clone\n") and "10.1.0.9/32" in text and "10.1.0.2" not in text and "02:11:22:33:44:77" in text
         assert "default via 169.254.1.1" in text and "a" * 32 in text
 
-    run_guest(check)
+    guests.run(check)
 
 
-def test_a_template_resumes_as_several_machines_with_their_own_disks(tmp_path: Path) -> None:
+def test_a_template_resumes_as_several_machines_with_their_own_disks(guests: Guests) -> None:
     async def check() -> None:
-        async with boot_guest({}) as machine:
-            async with machine.channel() as channel:
-                await channel.wait_ready(60)
-            await machine.save_state(tmp_path / "template")
         seen = []
         for name in ("first", "second"):
-            async with boot_guest({"name": name}, state=tmp_path / "template") as clone:
+            async with guests.start({"name": name}) as clone:
                 async with clone.channel() as channel:
                     await channel.wait_ready(20)
                     await channel.configure(msgspec.structs.replace(CONFIG, host_name=name))
@@ -365,11 +369,11 @@ def test_a_template_resumes_as_several_machines_with_their_own_disks(tmp_path: P
     asyncio.run(check())
 
 
-def test_log_and_exec_session_go_on_in_a_machine_that_was_moved(tmp_path: Path) -> None:
+def test_log_and_exec_session_go_on_in_a_machine_that_was_moved(guests: Guests, tmp_path: Path) -> None:
     script = "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; sleep 5; exit 6"
 
     async def check() -> None:
-        async with boot_guest({}) as source:
+        async with guests.start({}) as source:
             async with source.channel() as channel:
                 await channel.wait_ready(60)
                 await channel.configure(CONFIG)
@@ -394,7 +398,7 @@ def test_log_and_exec_session_go_on_in_a_machine_that_was_moved(tmp_path: Path) 
     asyncio.run(check())
 
 
-def test_a_guest_without_a_host_does_not_spin() -> None:
+def test_a_guest_without_a_host_does_not_spin(guests: Guests) -> None:
     async def check(machine: GuestMachine, channel: GuestChannel) -> None:
         await channel.start(shell("sleep 1000"))
 
@@ -408,7 +412,7 @@ def test_a_guest_without_a_host_does_not_spin() -> None:
         await asyncio.sleep(3)
         assert cpu_s(machine) - before_s < 0.6, "processor seconds in three seconds; a spinning guest takes three"
 
-    run_guest(check, then=look)
+    guests.run(check, then=look)
 
 
 def test_boot_to_ready_is_fast(capsys: pytest.CaptureFixture[str]) -> None:

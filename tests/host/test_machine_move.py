@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,24 +62,64 @@ class Place:
 
 
 @contextlib.asynccontextmanager
-async def place(
-    boot: BootFiles, folder: Path, *, incoming: bool = False, more_disk: bool = False, **changes: Any
-) -> AsyncIterator[Place]:
-    """`more_disk`: some MiB are written where the guest does not look, so that a mirror is slow to catch up."""
+async def place(boot: BootFiles, folder: Path, *, overlay: Path | None = None, **changes: Any) -> AsyncIterator[Place]:
+    """A machine; with a copy of `overlay`, or an empty one."""
     folder.mkdir()
-    await create_overlay(folder / "overlay.qcow2", rig.DISK_BYTES)
-    if more_disk:
-        command = ("qemu-io", "-c", "write -P 7 500M 8M", folder / "overlay.qcow2")
-        await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+    if overlay is not None:
+        shutil.copyfile(overlay, folder / "overlay.qcow2")
+    else:
+        await create_overlay(folder / "overlay.qcow2", rig.DISK_BYTES)
     with rig.ram() as ram_fd:
-        options = rig.options(boot, folder, ram_fd, disk=rig.disk(folder), incoming=incoming, **changes)
+        options = rig.options(boot, folder, ram_fd, disk=rig.disk(folder), **changes)
         async with rig.running(options) as machine:
             yield Place(machine, ram_fd)
 
 
-async def busy_source(source: Place) -> None:
-    await rig.order(source.machine, "disk")
-    await rig.wait_alive(source.folder, 15)
+class BusyGuest:
+    """A guest that writes and checks its disk, as it was after its boot: its parts, from which any number of machines go on."""
+
+    def __init__(self, boot: BootFiles, folder: Path, ram_fd: int) -> None:
+        self._boot = boot
+        self._folder = folder
+        self._ram_fd = ram_fd
+        self._state = b""
+        self._stood_at = 0
+
+    async def boot(self) -> None:
+        """Boot it, and keep what it is then."""
+        async with place(self._boot, self._folder / "booted") as first:
+            await rig.order(first.machine, "disk")
+            await rig.wait_alive(first.folder, 15)
+            await first.machine.pause()
+            self._state = await first.machine.save_device_state()
+            rig.copy_ram(first.ram_fd, self._ram_fd)
+            shutil.copyfile(first.folder / "overlay.qcow2", self._folder / "overlay.qcow2")
+            self._stood_at = rig.alive(first.folder)
+
+    @contextlib.asynccontextmanager
+    async def running(self, folder: Path, *, more_disk: bool = False, **changes: Any) -> AsyncIterator[Place]:
+        """One that runs. `more_disk`: some MiB are written where it does not look, so that a mirror is slow to catch up."""
+        overlay = self._folder / "overlay.qcow2"
+        if more_disk:
+            overlay = self._folder / "more.qcow2"
+            shutil.copyfile(self._folder / "overlay.qcow2", overlay)
+            command = ("qemu-io", "-c", "write -P 7 500M 8M", overlay)
+            await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+        async with place(self._boot, folder, overlay=overlay, incoming=True, **changes) as found:
+            rig.copy_ram(self._ram_fd, found.ram_fd)
+            await found.machine.load_device_state(self._state)
+            await found.machine.resume()
+            await rig.wait_alive(folder, self._stood_at + 2)
+            yield found
+
+
+@pytest.fixture(scope="module")
+def busy(boot: BootFiles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BusyGuest]:
+    """Booted once: a boot takes TCG longer than most tests take otherwise."""
+    with rig.ram() as ram_fd:
+        guest = BusyGuest(boot, tmp_path_factory.mktemp("busy"), ram_fd)
+        asyncio.run(guest.boot())
+        yield guest
 
 
 async def hand_over(source: Place, target: Place) -> int:
@@ -114,13 +155,12 @@ def skip_without(binary: str) -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=["same", "to-other", "from-other"])
-def test_a_machine_moves_with_its_disk_mirrored(boot: BootFiles, tmp_path: Path, first: str, second: str) -> None:
+def test_a_machine_moves_with_its_disk_mirrored(boot: BootFiles, busy: BusyGuest, tmp_path: Path, first: str, second: str) -> None:
     skip_without(first)
     skip_without(second)
 
     async def scenario() -> None:
-        async with place(boot, tmp_path / "a", binary=first) as source:
-            await busy_source(source)
+        async with busy.running(tmp_path / "a", binary=first) as source:
             async with place(boot, tmp_path / "b", incoming=True, binary=second) as target:
                 mirror = await mirror_to(source, target)
                 progress = await mirror.progress()
@@ -140,14 +180,13 @@ def test_a_machine_moves_with_its_disk_mirrored(boot: BootFiles, tmp_path: Path,
 
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=["same", "to-other", "from-other"])
 def test_a_machine_runs_before_its_disk_has_arrived_and_moves_on_afterwards(
-    boot: BootFiles, tmp_path: Path, first: str, second: str
+    boot: BootFiles, busy: BusyGuest, tmp_path: Path, first: str, second: str
 ) -> None:
     skip_without(first)
     skip_without(second)
 
     async def scenario() -> None:
-        async with place(boot, tmp_path / "a", binary=first) as source, place(boot, tmp_path / "c", incoming=True) as third:
-            await busy_source(source)
+        async with busy.running(tmp_path / "a", binary=first) as source, place(boot, tmp_path / "c", incoming=True) as third:
             async with place(boot, tmp_path / "b", incoming=True, binary=second) as target:
                 mirror = await mirror_to(source, target)  # half done: what it brought is dropped
                 await source.machine.pause()
@@ -182,10 +221,9 @@ def test_a_machine_runs_before_its_disk_has_arrived_and_moves_on_afterwards(
     asyncio.run(scenario())
 
 
-def test_a_mirror_that_is_cancelled_leaves_nothing_and_the_guest_runs_on(boot: BootFiles, tmp_path: Path) -> None:
+def test_a_mirror_that_is_cancelled_leaves_nothing_and_the_guest_runs_on(boot: BootFiles, busy: BusyGuest, tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with place(boot, tmp_path / "a") as source, place(boot, tmp_path / "b", incoming=True) as target:
-            await busy_source(source)
+        async with busy.running(tmp_path / "a") as source, place(boot, tmp_path / "b", incoming=True) as target:
             before = set(await nodes_by_name(source.machine.qmp))
             for _ in range(2):
                 mirror = await mirror_to(source, target)
@@ -199,10 +237,9 @@ def test_a_mirror_that_is_cancelled_leaves_nothing_and_the_guest_runs_on(boot: B
     asyncio.run(scenario())
 
 
-def test_a_mirror_that_has_ended_leaves_nothing_if_the_guest_stays(boot: BootFiles, tmp_path: Path) -> None:
+def test_a_mirror_that_has_ended_leaves_nothing_if_the_guest_stays(boot: BootFiles, busy: BusyGuest, tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with place(boot, tmp_path / "a") as source, place(boot, tmp_path / "b", incoming=True) as target:
-            await busy_source(source)
+        async with busy.running(tmp_path / "a") as source, place(boot, tmp_path / "b", incoming=True) as target:
             before = set(await nodes_by_name(source.machine.qmp))
             for _ in range(2):
                 mirror = await mirror_to(source, target)
@@ -217,13 +254,12 @@ def test_a_mirror_that_has_ended_leaves_nothing_if_the_guest_stays(boot: BootFil
     asyncio.run(scenario())
 
 
-def test_a_mirror_that_has_not_caught_up_does_not_end_well(boot: BootFiles, tmp_path: Path) -> None:
+def test_a_mirror_that_has_not_caught_up_does_not_end_well(boot: BootFiles, busy: BusyGuest, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with (
-            place(boot, tmp_path / "a", more_disk=True) as source,
+            busy.running(tmp_path / "a", more_disk=True) as source,
             place(boot, tmp_path / "b", incoming=True) as target,
         ):
-            await busy_source(source)
             mirror = DiskMirror(source.machine)
             with rig.connect(await start_incoming_export(target.machine)) as connection:
                 await mirror.start(connection.fileno(), speed_bytes_s=1)
@@ -237,10 +273,11 @@ def test_a_mirror_that_has_not_caught_up_does_not_end_well(boot: BootFiles, tmp_
     asyncio.run(scenario())
 
 
-def test_a_peer_that_vanishes_fails_the_mirror_by_name_and_the_guest_runs_on(boot: BootFiles, tmp_path: Path) -> None:
+def test_a_peer_that_vanishes_fails_the_mirror_by_name_and_the_guest_runs_on(
+    boot: BootFiles, busy: BusyGuest, tmp_path: Path
+) -> None:
     async def scenario() -> None:
-        async with place(boot, tmp_path / "a") as source:
-            await busy_source(source)
+        async with busy.running(tmp_path / "a") as source:
             async with place(boot, tmp_path / "b", incoming=True) as target:
                 mirror = await mirror_to(source, target)
                 await target.machine.kill()
@@ -255,10 +292,9 @@ def test_a_peer_that_vanishes_fails_the_mirror_by_name_and_the_guest_runs_on(boo
     asyncio.run(scenario())
 
 
-def test_a_peer_that_is_silent_at_the_start_of_a_mirror_is_cut_off_and_the_guest_runs_on(boot: BootFiles, tmp_path: Path) -> None:
+def test_a_peer_that_is_silent_at_the_start_of_a_mirror_is_cut_off_and_the_guest_runs_on(busy: BusyGuest, tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with place(boot, tmp_path / "a") as source:
-            await busy_source(source)
+        async with busy.running(tmp_path / "a") as source:
             before = set(await nodes_by_name(source.machine.qmp))
             ours, silent = socket.socketpair()
             with ours, silent, pytest.raises(OutcomeUnknownError):
@@ -269,10 +305,11 @@ def test_a_peer_that_is_silent_at_the_start_of_a_mirror_is_cut_off_and_the_guest
     asyncio.run(scenario())
 
 
-def test_a_peer_that_falls_silent_under_a_mirror_holds_up_a_pause_only_until_it_is_cut_off(boot: BootFiles, tmp_path: Path) -> None:
+def test_a_peer_that_falls_silent_under_a_mirror_holds_up_a_pause_only_until_it_is_cut_off(
+    boot: BootFiles, busy: BusyGuest, tmp_path: Path
+) -> None:
     async def scenario() -> None:
-        async with place(boot, tmp_path / "a") as source, place(boot, tmp_path / "b", incoming=True) as target:
-            await busy_source(source)
+        async with busy.running(tmp_path / "a") as source, place(boot, tmp_path / "b", incoming=True) as target:
             mirror = await mirror_to(source, target)
             os.kill(target.machine.qemu_pid, signal.SIGSTOP)
             await rig.wait_alive(source.folder, rig.alive(source.folder) + 12)  # the guest does not wait for the mirror
@@ -332,11 +369,10 @@ def test_a_remote_that_is_no_overlay_leaves_the_disk_as_it_was(boot: BootFiles, 
 
 
 def test_a_guest_whose_blocks_are_out_of_reach_waits_until_there_is_another_way_and_never_sees_the_error(
-    boot: BootFiles, tmp_path: Path
+    boot: BootFiles, busy: BusyGuest, tmp_path: Path
 ) -> None:
     async def scenario() -> None:
-        async with place(boot, tmp_path / "a") as source, place(boot, tmp_path / "b", incoming=True) as target:
-            await busy_source(source)
+        async with busy.running(tmp_path / "a") as source, place(boot, tmp_path / "b", incoming=True) as target:
             await source.machine.pause()
             fresh = target.folder / "fresh.qcow2"
             await create_overlay(fresh, rig.DISK_BYTES)

@@ -16,7 +16,7 @@ from architect.errors import HostError
 from architect.runtime.tls import make_ca, make_certificate, san_name
 from architect.silo.memory_client import MemoryOptions, MemoryProcess, memory_server
 from architect.silo.memory_messages import SourceOptions
-from architect.silo.tracker import MemoryRole
+from architect.silo.memory_role import MemoryRole
 
 ADDRESS = "127.0.0.1"
 STREAMS = 2

@@ -25,7 +25,7 @@ from architect.drafter.template import TemplateOptions, ensure_template, start_f
 from architect.errors import ArchitectError, HostError, NotFoundError, UnavailableError
 from architect.model.vm_spec import VmSpec
 from architect.silo.memory_client import MemoryOptions, MemoryProcess
-from architect.silo.tracker import MemoryRole
+from architect.silo.memory_role import MemoryRole
 
 GENERATION_ID = "00000000-0000-0000-0000-000000000001"
 

@@ -8,12 +8,10 @@ import mmap
 import os
 from collections.abc import Iterator
 
-import numpy as np
-
 from architect.model.sizes import MIB, PAGE_BYTES
 
 _STEP_BYTES = 16 * MIB
-_WORDS_PER_PAGE = PAGE_BYTES // 8
+_ZEROS = bytes(PAGE_BYTES)
 
 
 def save_ram(ram: int, image: int) -> int:
@@ -60,8 +58,13 @@ def data_extents(file: int) -> Iterator[tuple[int, int]]:
 
 def _filled_runs(data: bytes) -> Iterator[tuple[int, int]]:
     """Runs of pages that are not all zeros, as (start, end) in bytes of `data`, whose length is a multiple of a page."""
-    pages = np.frombuffer(data, dtype=np.uint64).reshape(-1, _WORDS_PER_PAGE)
-    filled = np.concatenate(([False], pages.any(axis=1), [False]))
-    edges = np.flatnonzero(filled[1:] != filled[:-1]) * PAGE_BYTES
-    for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-        yield int(first), int(last)
+    first = -1
+    for at in range(0, len(data), PAGE_BYTES):
+        is_filled = data[at : at + PAGE_BYTES] != _ZEROS
+        if is_filled and first < 0:
+            first = at
+        elif not is_filled and first >= 0:
+            yield first, at
+            first = -1
+    if first >= 0:
+        yield first, len(data)

@@ -22,8 +22,8 @@ from architect.errors import ArchitectError, HostError, UnavailableError
 from architect.runtime.fork_server import ForkServer
 from architect.runtime.rpc import Channel, open_channel
 from architect.silo import memory_messages as m
-from architect.silo.memory_main import PID_NAME, SOCKET_NAME
-from architect.silo.tracker import MemoryRole
+from architect.silo.memory_role import MemoryRole
+from architect.silo.memory_state import PID_NAME, SOCKET_NAME
 from architect.wire.framing import PROTOCOL_VERSION
 
 SHORT_TIMEOUT_S = 15.0

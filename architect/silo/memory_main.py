@@ -23,11 +23,9 @@ from architect.runtime.rpc import Channel
 from architect.silo.kernel_check import check_kernel
 from architect.silo.memory_messages import MemoryMessage
 from architect.silo.memory_process import MemoryService
-from architect.silo.memory_state import kept_state
+from architect.silo.memory_state import PID_NAME, SOCKET_NAME, kept_state
 from architect.silo.ram_file import RamFile
 
-SOCKET_NAME = "memory.sock"
-PID_NAME = "memory.pid"
 SWITCH_INTERVAL_S = 0.0002
 NICE = -10
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 
 from architect.model.handover_span import Spans
-from architect.silo.tracker import MemoryRole
+from architect.silo.memory_role import MemoryRole
 
 STREAMS_MAX = 16
 

@@ -25,13 +25,14 @@ from architect.silo.dirty_log import DirtyLog
 from architect.silo.fault_server import FaultServer
 from architect.silo.memory_errors import MemoryStateError
 from architect.silo.memory_hash import hash_memory
+from architect.silo.memory_role import MemoryRole
 from architect.silo.memory_state import IncomingMove, KeptState, keep_state, kept_state, start_time
 from architect.silo.ram_file import RamFile
 from architect.silo.source_session import SourceSession
 from architect.silo.stream_connection import StreamConnection
 from architect.silo.stream_messages import Hello
 from architect.silo.target_session import TargetSession
-from architect.silo.tracker import MemoryRole, Tracker
+from architect.silo.tracker import Tracker
 from architect.silo.tunnels import Tunnels, TunnelSource
 from architect.wire.framing import PROTOCOL_VERSION
 

@@ -1,4 +1,4 @@
-"""What a memory process keeps in its run directory (a tmpfs) for the one that takes over when it is killed."""
+"""The run directory of a memory process (a tmpfs): how its files are called, and what it keeps for the one that takes over."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from pathlib import Path
 
 import msgspec
 
-from architect.silo.tracker import MemoryRole
+from architect.silo.memory_role import MemoryRole
 
+SOCKET_NAME = "memory.sock"
+PID_NAME = "memory.pid"
 STATE_FILE = "memory-state.json"
 
 

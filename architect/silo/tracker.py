@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from enum import Enum
 from pathlib import Path
 
 import msgspec
@@ -18,6 +17,7 @@ import numpy as np
 
 from architect.errors import HostError, NotFoundError
 from architect.model.sizes import PAGE_BYTES
+from architect.silo.memory_role import MemoryRole
 from architect.silo.page_runs import Pages, no_pages
 from architect.silo.pagemap_scan import PagemapScanner
 from architect.silo.ram_file import RamFile
@@ -31,13 +31,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 class AttachError(HostError):
     """A QEMU whose memory cannot be watched."""
-
-
-class MemoryRole(Enum):
-    """How a VM's memory came here: made here, or to be received from another host."""
-
-    FRESH = "fresh"
-    INCOMING = "incoming"
 
 
 class Mapping(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ from architect.runtime.tls import make_ca, make_certificate, san_name
 from architect.silo.kernel_check import KernelError, check_kernel
 from architect.silo.memory_client import MemoryOptions, MemoryProcess, memory_server
 from architect.silo.memory_messages import Cut, SourceOptions
-from architect.silo.tracker import MemoryRole
+from architect.silo.memory_role import MemoryRole
 
 ROOT = Path(__file__).parents[2]
 ADDRESS = "127.0.0.1"

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from architect.silo.memory_role import MemoryRole
 from architect.silo.rate_limit import BURST_S
-from architect.silo.tracker import MemoryRole
 from tests.host.memory_rig import ADDRESS, cut_over, pair, rig
 
 pytestmark = pytest.mark.host

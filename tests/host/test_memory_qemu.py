@@ -13,7 +13,7 @@ import pytest
 from architect.drafter.machine import Machine
 from architect.drafter.machine_options import BootFiles
 from architect.silo.memory_client import MemoryProcess
-from architect.silo.tracker import MemoryRole
+from architect.silo.memory_role import MemoryRole
 from tests.host import machine_rig
 from tests.host.memory_rig import ADDRESS, Rig, rig, skip_unless_able
 

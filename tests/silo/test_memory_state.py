@@ -6,8 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
+from architect.silo.memory_role import MemoryRole
 from architect.silo.memory_state import STATE_FILE, IncomingMove, KeptState, keep_state, kept_state, start_time
-from architect.silo.tracker import MemoryRole
 
 
 def test_what_was_kept_is_found_while_that_very_process_runs(tmp_path: Path) -> None:

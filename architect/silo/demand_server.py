@@ -16,7 +16,7 @@ from architect.model.sizes import PAGES_PER_EXTENT
 from architect.silo.page_map import PageMap
 from architect.silo.page_runs import Pages, decode_runs
 from architect.silo.page_sender import PageSender
-from architect.silo.stream_messages import FRAME_PAGES_MAX, Want
+from architect.silo.stream_messages import FRAME_PAGES, Want
 from architect.silo.urgent_thread import make_urgent
 from architect.wire.framing import FrameError
 
@@ -62,7 +62,7 @@ class DemandServer:
                 self._answer(pages)
 
     def _answer(self, pages: Pages) -> None:
-        if len(pages) > FRAME_PAGES_MAX:
+        if len(pages) > FRAME_PAGES:
             raise FrameError(self.sender.connection.peer, f"demanded {len(pages)} pages at once", "check that it is an Architect")
         self.last_demand_s = time.monotonic()
         self.demanded_pages += len(pages)

@@ -23,7 +23,7 @@ from architect.silo.fault_latency import FaultLatency
 from architect.silo.page_receiver import PageReceiver
 from architect.silo.page_runs import Pages, encode_runs
 from architect.silo.stream_connection import StreamConnection
-from architect.silo.stream_messages import FRAME_PAGES_MAX, Want, Zeros
+from architect.silo.stream_messages import FRAME_PAGES, Want, Zeros
 from architect.silo.stream_messages import Pages as PagesMessage
 from architect.silo.tracker import Tracker
 from architect.silo.urgent_thread import make_urgent
@@ -145,8 +145,8 @@ class FaultServer:
     def _request(self, pages: Pages) -> None:
         if self._demand is None:
             return  # a new connection will be told
-        for at in range(0, len(pages), FRAME_PAGES_MAX):
-            self._demand.send(Want(encode_runs(pages[at : at + FRAME_PAGES_MAX])))
+        for at in range(0, len(pages), FRAME_PAGES):
+            self._demand.send(Want(encode_runs(pages[at : at + FRAME_PAGES])))
 
     def _fill_before_cut(self, page: int, receiver: PageReceiver) -> None:
         """QEMU touches memory that is still on its way: zeros, which are forgotten like any old page if the cut says so."""

@@ -21,7 +21,7 @@ from architect.silo.page_sender import PageSender
 from architect.silo.ram_file import RamFile
 from architect.silo.source_streams import SourceStreams
 from architect.silo.stream_connection import StreamLostError, StreamRefusedError
-from architect.silo.stream_messages import FRAME_PAGES_MAX, Lacking, Promise, Proved
+from architect.silo.stream_messages import FRAME_PAGES, Lacking, Promise, Proved
 
 PROOF_TIMEOUT_S = 60.0
 LIST_TIMEOUT_S = 10.0
@@ -98,8 +98,8 @@ class PostcopySource:
     def _push(self, index: int, sender: PageSender) -> None:
         pages = self._lacking.pages()
         pages = pages[(pages // STRIPE_PAGES) % len(self._streams.data) == index]
-        for number, at in enumerate(range(0, len(pages), FRAME_PAGES_MAX), 1):
-            batch = self._lacking.among(pages[at : at + FRAME_PAGES_MAX])
+        for number, at in enumerate(range(0, len(pages), FRAME_PAGES), 1):
+            batch = self._lacking.among(pages[at : at + FRAME_PAGES])
             if len(batch) == 0:
                 continue
             self._yield_to_demands(sender, number)

@@ -19,6 +19,7 @@ import numpy as np
 from architect.model.handover_span import Side, Span
 from architect.model.sizes import PAGES_PER_EXTENT
 from architect.silo.dirty_log import DirtyLog
+from architect.silo.frame_size import FrameSize
 from architect.silo.memory_errors import MemoryStateError
 from architect.silo.memory_messages import Cut, RoundStats, Served, SourceOptions
 from architect.silo.merkle import HashTree
@@ -29,7 +30,7 @@ from architect.silo.postcopy_source import PostcopySource
 from architect.silo.ram_file import RamFile
 from architect.silo.rate_limit import RateLimit
 from architect.silo.source_streams import SourceStreams
-from architect.silo.stream_messages import FRAME_PAGES_MAX, Hurry, Missing
+from architect.silo.stream_messages import Hurry, Missing
 from architect.silo.urgent_thread import urgent
 
 CONSUMER = "move"
@@ -219,13 +220,16 @@ class SourceSession:
         self._streams.each(send)
 
     def _send_batches(self, sender: PageSender, pages: Pages, deadline_s: float | None) -> None:
-        for at in range(0, len(pages), FRAME_PAGES_MAX):
-            if self._stop.is_set() or (deadline_s is not None and time.monotonic() > deadline_s):
+        size, at, sent_s = FrameSize(), 0, time.monotonic()
+        while at < len(pages):
+            if self._stop.is_set() or (deadline_s is not None and sent_s > deadline_s):
                 return
-            batch = np.sort(pages[at : at + FRAME_PAGES_MAX])
+            batch = np.sort(pages[at : at + size.pages])
             self._map.remove(batch)
             self._announced.remove(batch)
             sender.send(batch)
+            at, began_s, sent_s = at + len(batch), sent_s, time.monotonic()
+            size.took(len(batch), sent_s - began_s)
 
     def _send_missing(self, *, last: bool) -> int:
         """Tell the target which pages it lacks; returns how many. All data before is in place: every round ends with a barrier."""

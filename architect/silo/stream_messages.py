@@ -27,7 +27,9 @@ import msgspec
 
 from architect.silo.page_runs import LIST_BYTES_MAX
 
-FRAME_PAGES_MAX = 64
+FRAME_PAGES_MAX = 256
+FRAME_PAGES = 64
+"""The length of a frame that a guest may have to wait for, or behind."""
 Runs = Annotated[bytes, msgspec.Meta(max_length=LIST_BYTES_MAX)]
 Name = Annotated[str, msgspec.Meta(max_length=128)]
 

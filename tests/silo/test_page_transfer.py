@@ -28,7 +28,7 @@ from architect.silo.page_sender import PageSender
 from architect.silo.ram_file import RamFile
 from architect.silo.rate_limit import RateLimit
 from architect.silo.stream_connection import StreamConnection
-from architect.silo.stream_messages import FRAME_PAGES_MAX, StreamMessage, Zeros
+from architect.silo.stream_messages import FRAME_PAGES, StreamMessage, Zeros
 from architect.silo.stream_messages import Pages as PagesMessage
 from architect.silo.tracker import Tracker
 
@@ -83,8 +83,8 @@ class Move:
     def send(self, pages: set[int]) -> None:
         """Send pages of the source, in frames."""
         numbers = np.array(sorted(pages), np.int64)
-        for at in range(0, len(numbers), FRAME_PAGES_MAX):
-            self.sender.send(numbers[at : at + FRAME_PAGES_MAX])
+        for at in range(0, len(numbers), FRAME_PAGES):
+            self.sender.send(numbers[at : at + FRAME_PAGES])
 
     def deliver(self) -> None:
         """Give the target all that is on the wire."""
@@ -146,7 +146,7 @@ def test_a_page_that_qemu_has_touched_before_it_comes_first_is_written_over() ->
 def _filled(move: Move) -> None:
     move.write({page: 1 + page % 200 for page in range(0, COUNT, 2)})
     move.send(set(range(COUNT)))
-    assert len([frame for frame in move.wire.frames if isinstance(frame[0], PagesMessage)]) >= COUNT // 2 // FRAME_PAGES_MAX
+    assert len([frame for frame in move.wire.frames if isinstance(frame[0], PagesMessage)]) >= COUNT // 2 // FRAME_PAGES
 
 
 @pytest.mark.parametrize("frame", [0, 1, -1])

@@ -16,9 +16,9 @@ from architect.silo.page_runs import Pages
 from architect.silo.page_sender import PageSender
 from architect.silo.ram_file import RamFile
 from architect.silo.source_session import SourceSession
-from architect.silo.stream_messages import FRAME_PAGES_MAX
+from architect.silo.stream_messages import FRAME_PAGES
 
-PAGES = 4 * FRAME_PAGES_MAX
+PAGES = 4 * FRAME_PAGES
 OPTIONS = SourceOptions("session", "127.0.0.1", 1, "target", 2)
 
 

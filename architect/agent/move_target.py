@@ -18,7 +18,8 @@ from architect.agent.vm_parts import start_incoming
 from architect.drafter.disk_export import start_incoming_export, stop_incoming_export
 from architect.drafter.disk_postcopy import attach_remote
 from architect.drafter.overlay import create_overlay
-from architect.errors import ArchitectError, IncompatibleError, UnavailableError
+from architect.drafter.qmp import QmpRefusedError
+from architect.errors import ArchitectError, HostError, IncompatibleError, UnavailableError
 from architect.migration.source_actions import POSTCOPY_TUNNEL
 from architect.migration.target_ports import MemoryListener, NeverRanError
 from architect.model.handover_span import Span
@@ -48,7 +49,7 @@ class TargetMachine:
             cause = f"cannot build the VM's hardware: {error.cause}"
             raise IncompatibleError(f"host {self._host.config.name}", cause, "choose another target host") from error
         self._vm.parts = parts
-        self._vm.folder.halted.write_text(_boot_id())
+        self._vm.folder.note_halted(_boot_id())
         self._vm.keep_memory(self._group, parts)
         return str(await start_incoming_export(parts.machine))
 
@@ -77,14 +78,29 @@ class TargetMachine:
         return self._is_alive()
 
     async def resume(self) -> float:
-        """As the port says. That the machine may run is written down before it is told so."""
-        if not self._is_alive() and self._is_certainly_halted():
-            name = self._vm.record.request.name
-            raise NeverRanError(f"vm {name}", f"its QEMU ended on host {self._host.config.name} before it ran", "move it again")
+        """As the port says. That the machine may run is written down before it is told so, and that it does not when it refuses.
+
+        QEMU opens the disks anew before the guest runs, and one of a post-copy may be out of reach.
+        """
+        folder, was_halted = self._vm.folder, self._is_certainly_halted()
+        if not self._is_alive() and was_halted:
+            raise self._never_ran("its QEMU ended")
         self._is_ours = True
         machine = parts_of(self._vm).machine
-        self._vm.folder.halted.unlink(missing_ok=True)
-        return await machine.resume()
+        folder.halted.unlink(missing_ok=True)
+        try:
+            return await machine.resume()
+        except QmpRefusedError as error:
+            if not was_halted:
+                raise
+            with contextlib.suppress(HostError):  # a full disk: then only this agent knows
+                folder.note_halted(_boot_id())
+            self._is_ours = False
+            raise self._never_ran(f"its QEMU refused to run it ({error.cause})") from error
+
+    def _never_ran(self, why: str) -> NeverRanError:
+        name, host = self._vm.record.request.name, self._host.config.name
+        return NeverRanError(f"vm {name}", f"{why} on host {host} before it ran", "move it again")
 
     def _is_alive(self) -> bool:
         return self._vm.parts is not None and self._vm.parts.machine.is_running and not self._vm.parts.machine.is_ending

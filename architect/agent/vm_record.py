@@ -120,6 +120,17 @@ class VmFolder:
         except OSError as error:
             raise HostError(f"record of {self.path.name}", str(error), "make room on the host's disk") from error
 
+    def note_halted(self, boot: str) -> None:
+        """Note that nobody has told the VM to run since that boot of this host.
+
+        Raises:
+            HostError: the disk is full or refuses.
+        """
+        try:
+            self.halted.write_text(boot)
+        except OSError as error:
+            raise HostError(f"folder of {self.path.name}", str(error), "make room on the host's disk") from error
+
     def read(self) -> VmRecord | None:
         """The record, or None where there is none (the agent died before the first write) or it cannot be read."""
         try:

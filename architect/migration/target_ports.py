@@ -46,7 +46,8 @@ class TargetMachinePort(Protocol):
         """Let the guest run; returns since when (seconds since 1970, from QEMU's RESUME event). A running one goes on.
 
         Raises:
-            NeverRanError: the machine is dead, and nobody has told it to run, neither this agent nor one before it.
+            NeverRanError: the machine is dead, and nobody has told it to run, neither this agent nor one before it; or it has
+                refused, and is still halted.
         """
         ...
 
@@ -68,7 +69,7 @@ class TargetMachinePort(Protocol):
 
 
 class NeverRanError(HostError):
-    """A machine that is dead, and was certainly never told to run: nobody can have seen its guest do anything."""
+    """A machine that is dead or refuses to run, and certainly never ran: nobody can have seen its guest do anything."""
 
     code = "never-ran"
 

@@ -79,11 +79,13 @@ class DiskArrival:
     async def _take_up(self, error: ArchitectError) -> None:
         """Put the disk on another connection, or wait for a QEMU that waits for a block from a source that is silent."""
         patient_until_s = self._clock.monotonic_s() + SOURCE_SILENCE_S
+        may_go_on = isinstance(error, OutcomeUnknownError)
         _log.warning("vm %s: its disk does not come (%s)", self._vm, error.cause)
         while self._machine.is_running and self._clock.monotonic_s() < patient_until_s:
             try:
-                if await stream_trouble(self._machine) is None and isinstance(error, OutcomeUnknownError):
+                if may_go_on and await stream_trouble(self._machine) is None:
                     return
+                may_go_on = False
                 with contextlib.closing(await self._connect()) as connection:
                     await reattach_remote(self._machine, connection.fileno())
                 _log.warning("vm %s: its disk comes over another connection", self._vm)

@@ -231,7 +231,7 @@ class Moves:
     def outcome(self, migration: MigrationId) -> HandoverState | None:
         """As the port says."""
         for vm in self._table:
-            if vm.record.arrived_by == migration:
+            if vm.record.arrived_by == migration and vm.record.migration != migration:  # or it still fills
                 return HandoverState.DONE
             if vm.record.migration == migration and vm.record.end_state is VmState.LOST:
                 return HandoverState.LOST

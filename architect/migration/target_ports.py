@@ -176,7 +176,8 @@ class TargetHostPort(Protocol):
         ...
 
     def outcome(self, migration: MigrationId) -> HandoverState | None:
-        """How a move that came here ended, if its session is forgotten: DONE if the VM ran here, LOST, or None: not known."""
+        """How a move that came here ended, if its session is forgotten: DONE if all of the VM is here, LOST, or None: not known, or
+        it still fills, and whoever asks has to ask again."""
         ...
 
     def abandoned(self, vm: VmId, source: HostName, reason: str) -> None:

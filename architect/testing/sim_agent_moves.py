@@ -181,7 +181,7 @@ class SimAgentMoves:
     def outcome(self, migration: MigrationId) -> HandoverState | None:
         """As the port says."""
         for record in self._host.records.values():
-            if record.arrived_by == migration:
+            if record.arrived_by == migration and record.migration != migration:  # or it still fills
                 return HandoverState.DONE
             if record.migration == migration and record.end_state is VmState.LOST:
                 return HandoverState.LOST

@@ -130,6 +130,12 @@ class SourceMemory:
         self._opened = memory
         await memory.open_source(outgoing.options)
 
+    async def set_bandwidth(self, bytes_per_s: int) -> None:
+        """As the port says. A memory process that replaces this one keeps to it, too."""
+        if self._options is not None:
+            self._options = msgspec.structs.replace(self._options, bandwidth_bytes_s=bytes_per_s)
+        await parts_of(self._vm).memory.set_bandwidth(bytes_per_s)
+
     async def bulk(self) -> RoundStats:
         """As the port says."""
         return _stats(await parts_of(self._vm).memory.bulk())

@@ -20,6 +20,7 @@ from architect.agent.vm_record import VmFolder, VmPhase, VmRecord
 from architect.agent.vm_table import VmTable
 from architect.conduit.switch import SourceFlows, SteeredVm, TargetFlows
 from architect.errors import ArchitectError, ConflictError, UnavailableError
+from architect.migration.bandwidth_limit import chosen_limit
 from architect.migration.handover_plan import HandoverPlan
 from architect.migration.handover_source import HandoverSource
 from architect.migration.handover_target import HandoverTarget
@@ -135,6 +136,7 @@ class Moves:
             started_at_s=now_s,
             deadline_at_s=None if request.deadline_s is None else now_s + request.deadline_s,
             verify=request.verify,
+            bandwidth=chosen_limit(request.bandwidth_bytes_s, host.config.move_bandwidth_bytes_s),
         )
         ports = SourcePorts(
             SourceMachine(vm),

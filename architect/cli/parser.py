@@ -174,6 +174,12 @@ def _vm_commands(commands: Any, shared: _Parser) -> None:
         default="auto",
         help="copy before the switch, after it, or as time allows (auto)",
     )
+    migrate.add_argument(
+        "--bandwidth",
+        type=_bandwidth,
+        metavar="SIZE",
+        help="what it may send per second, for example 200M, or none (the host's default); a deadline that needs more lifts it",
+    )
     migrate.add_argument("--verify", action="store_true", help="compare the memory of both ends whole")
     execute = _vm_command(
         commands, shared, "exec", "exec_command:execute", "run a command in a VM; exits with its exit code",
@@ -231,6 +237,11 @@ def _seconds(text: str) -> float:
     if not 0 <= value <= NOTICE_S_MAX:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds in 0..{NOTICE_S_MAX:.0f}")
     return value
+
+
+def _bandwidth(text: str) -> int:
+    """Bytes per second; 0 is no limit."""
+    return 0 if text == "none" else parse_size(text.removesuffix("/s"), "--bandwidth")
 
 
 def _size(option: str) -> Callable[[str], int]:

@@ -183,7 +183,7 @@ def _failure(client: Client, move: dict[str, Any]) -> ArchitectError:
 
 def _migrate(client: Client, output: Output, options: argparse.Namespace) -> dict[str, Any]:
     identity = ""
-    body = {"to": options.to, "mode": options.mode, "verify": options.verify}
+    body = {"to": options.to, "mode": options.mode, "verify": options.verify, "bandwidth_bytes_s": options.bandwidth}
     try:
         for item in client.stream("POST", f"/v1/vms/{segment('vm', options.vm)}/migrate", body):
             if "result" in item:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import Engine, StaticPool, create_engine, delete, event, select
+from sqlalchemy import Engine, StaticPool, create_engine, delete, event, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from architect.control.records import EventRecord, HostRecord, MigrationRecord, VmRecord
-from architect.control.schema import SCHEMA_VERSION, EventRow, MetaRow, Record, Table, record_of, row_of, row_type
+from architect.control.schema import SCHEMA_VERSION, UPGRADES, EventRow, MetaRow, Record, Table, record_of, row_of, row_type
 from architect.errors import HostError, IncompatibleError
 
 ResultT = TypeVar("ResultT")
@@ -127,6 +127,11 @@ class Database:
         row = session.get(MetaRow, "schema_version")
         if row is None:
             session.add(MetaRow(name="schema_version", value=str(SCHEMA_VERSION)))
+            session.commit()
+        elif row.value in UPGRADES:
+            for statement in UPGRADES[row.value]:
+                session.execute(text(statement))
+            row.value = str(SCHEMA_VERSION)
             session.commit()
         elif row.value != str(SCHEMA_VERSION):
             raise IncompatibleError(

@@ -22,10 +22,10 @@ from architect.control.notices import leave_by_s
 from architect.control.records import Desired, EventKind, HostRecord, MigrationRecord, MoveCause, VmRecord
 from architect.control.rooms import HostState, host_state, is_gone, room_at
 from architect.control.views import migration_view
-from architect.errors import ArchitectError, CapacityError, ConflictError, LostError, NotFoundError, UnavailableError
+from architect.errors import ArchitectError, CapacityError, ConflictError, LostError, NotFoundError, UnavailableError, UsageError
 from architect.model.handover_state import HandoverState, MigrationMode
 from architect.model.ids import MigrationId, migration_id
-from architect.model.sizes import format_size
+from architect.model.sizes import MIB, format_size
 from architect.model.vm_state import VmState
 from architect.policy.evacuation import Move, remaining_s
 from architect.policy.placement import NoRoom, place
@@ -34,17 +34,20 @@ from architect.wire.agent_messages import MigrateVm, MigrationProgress, Migratio
 
 MOVE_RETRY_S = 1.0
 ANSWER_GRACE_S = 10.0
+BANDWIDTH_BYTES_S_MIN = MIB
+BANDWIDTH_BYTES_S_MAX = 1 << 40
 
 _log = logging.getLogger(__name__)
 
 
 class MoveWish(msgspec.Struct, frozen=True):
-    """What `architect migrate` asks for."""
+    """What `architect migrate` asks for. `bandwidth_bytes_s`: 0 is no limit, None the source host's default."""
 
     vm: str
     to: str
     mode: MigrationMode = MigrationMode.AUTO
     verify: bool = False
+    bandwidth_bytes_s: int | None = None
 
 
 async def migrate_vm(fabric: Fabric, wish: MoveWish) -> tuple[MigrationRecord, Follower]:
@@ -54,9 +57,13 @@ async def migrate_vm(fabric: Fabric, wish: MoveWish) -> tuple[MigrationRecord, F
         NotFoundError: no such VM or host.
         ConflictError: the VM is over, being created, moving already, or there already; the target drains or leaves.
         LostError: the VM is lost.
+        UsageError: the bandwidth limit is too low.
         CapacityError: the target has no room.
         UnavailableError: source or target is not connected.
     """
+    limit = wish.bandwidth_bytes_s
+    if limit is not None and limit != 0 and not BANDWIDTH_BYTES_S_MIN <= limit <= BANDWIDTH_BYTES_S_MAX:
+        raise UsageError(f"--bandwidth {limit}", "is not in 1M..1T bytes a second", "write for example 200M, or none")
     async with fabric.book.change() as change:
         vm = _movable(fabric, wish.vm)
         target = fabric.book.find_host(wish.to)
@@ -64,27 +71,28 @@ async def migrate_vm(fabric: Fabric, wish: MoveWish) -> tuple[MigrationRecord, F
         source = fabric.book.hosts.get(vm.host)
         notice = source.notice if source is not None else None
         move = Move(vm.id, vm.host, target.name, leave_by_s(notice, change.now_s))
-        record = plan_move(fabric, change, vm, move, MoveCause.USER, wish.mode, wish.verify)
+        record = plan_move(fabric, change, vm, move, MoveCause.USER, wish)
     return record, fabric.followers.follow(record.id)
 
 
 def plan_move(
-    fabric: Fabric, change: Change, vm: VmRecord, move: Move, cause: MoveCause,
-    mode: MigrationMode = MigrationMode.AUTO, verify: bool = False,
-) -> MigrationRecord:  # fmt: skip
-    """Write a move down as planned; the reconciler starts it."""
+    fabric: Fabric, change: Change, vm: VmRecord, move: Move, cause: MoveCause, wish: MoveWish | None = None
+) -> MigrationRecord:
+    """Write a move down as planned; the reconciler starts it. `wish`: how a user wants it."""
+    wish = wish if wish is not None else MoveWish(vm.id, move.target)
     record = MigrationRecord(
         id=migration_id(fabric.entropy.random_bytes(6)),
         vm=vm.id,
         vm_name=vm.request.name,
         source=move.source,
         target=move.target,
-        mode=mode,
-        verify=verify,
+        mode=wish.mode,
+        verify=wish.verify,
         cause=cause,
         source_term=vm.term,
         started_at_s=change.now_s,
         deadline_at_s=move.deadline_at_s,
+        bandwidth_bytes_s=wish.bandwidth_bytes_s,
     )
     change.put(record)
     change.say(EventKind.MIGRATION_STARTED, f"{move.source} to {move.target} ({cause.value})", host=move.source, move=record)
@@ -192,6 +200,7 @@ async def _ask_source(fabric: Fabric, record: MigrationRecord) -> None:
         mode=record.mode,
         deadline_s=remaining_s(record.deadline_at_s, fabric.clock.wall_s()),
         verify=record.verify,
+        bandwidth_bytes_s=record.bandwidth_bytes_s,
     )
     ordered_at_s = fabric.clock.wall_s()
     clock: ClockOffset | None = None

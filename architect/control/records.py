@@ -78,7 +78,8 @@ class HostRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MigrationRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One move. `source_term` is the VM's term when it was planned; `deadline_at_s` is wall time; `report` is the latest seen."""
+    """One move. `source_term` is the VM's term when it was planned; `deadline_at_s` is wall time; `report` is the latest seen.
+    `bandwidth_bytes_s` is what it may send; 0: no limit, None: the source host's default."""
 
     id: MigrationId
     vm: VmId
@@ -95,6 +96,7 @@ class MigrationRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ended_at_s: float | None = None
     reason: str = ""
     report: MigrationReport | None = None
+    bandwidth_bytes_s: int | None = None
 
 
 class EventKind(StrEnum):

@@ -9,12 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from sqlalchemy import Boolean, Float, Integer, String, Text
+from sqlalchemy import BigInteger, Boolean, Float, Integer, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from architect.control.records import EventRecord, HostRecord, MigrationRecord, VmRecord
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+UPGRADES = {"1": ("ALTER TABLE migrations ADD COLUMN bandwidth_bytes_s BIGINT",)}
+"""What makes a database of an older version one of the next; others are refused."""
 
 Record = VmRecord | HostRecord | MigrationRecord | EventRecord
 
@@ -81,6 +83,7 @@ class MigrationRow(Table):
     ended_at_s: Mapped[float | None] = mapped_column(Float)
     reason: Mapped[str] = mapped_column(Text)
     report: Mapped[str] = mapped_column(Text)
+    bandwidth_bytes_s: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class EventRow(Table):

@@ -21,6 +21,8 @@ class CopyLooks:
     """The looks at one round, which began with `state`.
 
     :param tell: called with what every look has seen.
+
+    `lift` is the look that found the bandwidth limit to be lifted, if one did.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class CopyLooks:
         self._last: MemoryProgress | None = None
         self.samples: tuple[LinkSample, ...] = ()
         self.is_due = False
+        self.lift: MoveDecision | None = None
 
     async def look(self, mirror: MirrorProgress | None, deadline_at_s: float | None) -> None:
         """Look once.
@@ -54,7 +57,10 @@ class CopyLooks:
         facts = self._watch.facts(state.plan, state.rounds, now_s, progress)
         decision = plan_cut(facts, state.plan.limits)
         self.is_due = decision.verdict is not CutVerdict.ROUND
-        self._tell(progress, told(state.plan, facts, decision, now_s, state.round_count + 1))
+        seen = told(state.plan, facts, decision, now_s, state.round_count + 1)
+        if decision.lifts_limit:
+            self.lift, self.samples, self._watch = seen, (), self._watch.lifted()
+        self._tell(progress, seen)
 
     def _sample(self, progress: MemoryProgress, now_s: float) -> None:
         """What the link carried since the last look. The time before the first one is not counted: it began with little."""

@@ -20,13 +20,15 @@ DECISIONS_MAX = 64
 
 
 class CopyWatch(msgspec.Struct, frozen=True):
-    """`closest_bytes`: the least that the mirror ever had left, and since when it is so (clearly less counts, not a little)."""
+    """`closest_bytes`: the least that the mirror ever had left, and since when it is so (clearly less counts, not a little).
+    `is_unlimited`: the plan's bandwidth limit was lifted."""
 
     samples: tuple[LinkSample, ...] = ()
     mirror: MirrorProgress | None = None
     mirror_since_s: float = 0.0
     closest_bytes: int = 0
     closest_since_s: float = 0.0
+    is_unlimited: bool = False
 
     def carried(self, samples: tuple[LinkSample, ...], stats: RoundStats) -> CopyWatch:
         """After a round. One too short to be looked at tells by its own figures, if it sent enough or nothing else is known; not
@@ -35,6 +37,10 @@ class CopyWatch(msgspec.Struct, frozen=True):
         if not samples and stats.duration_s > 0 and (is_telling or (stats.bytes and not self.samples)):
             samples = (LinkSample(stats.bytes, stats.duration_s),)
         return msgspec.structs.replace(self, samples=(*self.samples, *samples)[-SAMPLES_MAX:])
+
+    def lifted(self) -> CopyWatch:
+        """The bandwidth limit was lifted: what was seen of the link under it tells nothing more."""
+        return msgspec.structs.replace(self, samples=(), is_unlimited=True)
 
     def mirror_begins(self, now_s: float) -> CopyWatch:
         """The mirror is about to be started."""
@@ -67,6 +73,7 @@ class CopyWatch(msgspec.Struct, frozen=True):
             mirror_stuck_s=now_s - self.closest_since_s if self.mirror is not None else 0.0,
             remaining_s=None if plan.deadline_at_s is None else plan.deadline_at_s - now_s,
             is_running=progress is not None,
+            bandwidth=None if self.is_unlimited else plan.bandwidth,
         )
 
 

@@ -26,6 +26,7 @@ from enum import StrEnum
 
 import msgspec
 
+from architect.migration.bandwidth_limit import BandwidthLimit, why_lifted
 from architect.migration.handover_plan import HandoverLimits, MirrorProgress, RoundStats
 from architect.migration.link_rate import NO_TRAFFIC_BYTES_PER_S, LinkRate
 from architect.model.handover_state import MigrationMode
@@ -39,7 +40,7 @@ class CutFacts(msgspec.Struct, frozen=True):
 
     `rounds` are those that have ended; `is_running`: another one is under way, `bytes_left` is how memory stands in its middle.
     `mirror` is None where there is no mirror; `disk_rate` is the mirror's measured bytes/s, holes counted as its total counts them;
-    `mirror_stuck_s` is how long it has not come closer to its end.
+    `mirror_stuck_s` is how long it has not come closer to its end. `bandwidth` is the limit that holds now.
     """
 
     mode: MigrationMode
@@ -51,6 +52,7 @@ class CutFacts(msgspec.Struct, frozen=True):
     mirror_stuck_s: float = 0.0
     remaining_s: float | None = None
     is_running: bool = False
+    bandwidth: BandwidthLimit | None = None
 
     @property
     def lacks_disk(self) -> bool:
@@ -68,18 +70,19 @@ class CutVerdict(StrEnum):
 
 
 class CutDecision(msgspec.Struct, frozen=True):
-    """The verdict and why; for a cut, what is left for after it."""
+    """The verdict and why; for a cut, what is left for after it. `lifts_limit`: the bandwidth limit holds no more."""
 
     verdict: CutVerdict
     why: str = ""
     postcopy: bool = False
     disk_postcopy: bool = False
+    lifts_limit: bool = False
 
     @property
     def choice(self) -> str:
         """The verdict in a word, with how a cut is made."""
         if self.verdict is not CutVerdict.CUT:
-            return self.verdict.value
+            return f"{self.verdict.value}, limit lifted" if self.lifts_limit else self.verdict.value
         ways = [word for word, is_so in (("memory", self.postcopy), ("disk", self.disk_postcopy)) if is_so]
         return f"cut, post-copy of {' and '.join(ways)}" if ways else "cut"
 
@@ -88,6 +91,8 @@ def plan_cut(facts: CutFacts, limits: HandoverLimits) -> CutDecision:
     """What to do now. While a round runs: ROUND lets it go on, anything else stops it."""
     if facts.mode is MigrationMode.POSTCOPY and not facts.rounds:
         return CutDecision(CutVerdict.CUT, "post-copy was asked for", True, facts.lacks_disk)
+    if facts.bandwidth is not None and (lifted := _without_limit(facts, facts.bandwidth, limits)) is not None:
+        return lifted
     if (hurried := _by_deadline(facts, limits)) is not None:
         return hurried
     if facts.is_running:
@@ -96,6 +101,14 @@ def plan_cut(facts: CutFacts, limits: HandoverLimits) -> CutDecision:
     if facts.lacks_disk:
         return _beside_mirror(facts, limits)
     return _by_dirty_set(facts, limits)
+
+
+def _without_limit(facts: CutFacts, bandwidth: BandwidthLimit, limits: HandoverLimits) -> CutDecision | None:
+    """To lift the limit and copy on: only then the link shows what it carries, and what can be in time."""
+    rate = facts.link.low if facts.link.is_known else bandwidth.bytes_per_s
+    usable_s = None if facts.remaining_s is None else facts.remaining_s - limits.notice_margin_s
+    why = why_lifted(bandwidth, facts.bytes_left + _disk_bytes_left(facts), rate, usable_s, limits.doubt)
+    return CutDecision(CutVerdict.ROUND, why, lifts_limit=True) if why else None
 
 
 def _by_dirty_set(facts: CutFacts, limits: HandoverLimits) -> CutDecision:
@@ -136,6 +149,8 @@ def _by_deadline(facts: CutFacts, limits: HandoverLimits) -> CutDecision | None:
     latest_s = facts.remaining_s - limits.cutover_s_min
     if facts.is_running and facts.link.sample_count < RATE_SAMPLES_MIN and latest_s > RATE_SAMPLES_MIN * limits.poll_interval_s:
         return None  # the first looks tell little: slow start, a job that begins
+    if not facts.is_running and not facts.link.is_known:
+        return None  # the round ended before a look, just after its limit was lifted; the next one tells
     rest_s = _mirror_s(facts) + facts.bytes_left / facts.link.low
     if limits.doubt * rest_s + limits.poll_interval_s <= usable_s:
         return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from architect.migration.bandwidth_limit import BandwidthLimit
 from architect.model.handover_span import Span
 from architect.model.handover_state import MigrationMode
 from architect.model.ids import HostName, MigrationId, VmId
@@ -74,6 +75,7 @@ class HandoverPlan(msgspec.Struct, frozen=True):
     started_at_s: float
     deadline_at_s: float | None = None
     verify: bool = False
+    bandwidth: BandwidthLimit | None = None
     limits: HandoverLimits = HandoverLimits()
 
     @property

@@ -66,6 +66,7 @@ class SourceActions:
         self._device_state = b""
         self._cut: MemoryCut | None = None
         self._full_hash = ""
+        self._is_limited = plan.bandwidth is not None
         self._table = self._make_table()
         self.deadline_at_s = plan.deadline_at_s
         self.on_progress: Callable[[], None] = lambda: None
@@ -90,11 +91,11 @@ class SourceActions:
             return limits.pause_timeout_s
         match action:
             case Action.SEND_BASE | Action.BULK | Action.ROUND | Action.SEND_LOG:
-                return limits.transfer_timeout_s
+                return limits.transfer_timeout_s + self._limited_s()
             case Action.START_TARGET:
                 return limits.start_timeout_s + 1.0
             case Action.SERVE_MEMORY | Action.AWAIT_FILLED:
-                return limits.fill_timeout_s
+                return limits.fill_timeout_s + self._limited_s()
             case Action.SEND_CUT:
                 return limits.commit_timeout_s + self._verify_bound_s() + 2.0
             case Action.FULL_HASH:
@@ -110,6 +111,10 @@ class SourceActions:
 
     def _verify_bound_s(self) -> float:
         return self._plan.spec.machine.memory_bytes / self._plan.limits.verify_bytes_per_s if self._plan.verify else 0.0
+
+    def _limited_s(self) -> float:
+        """How long all memory takes under the bandwidth limit."""
+        return self._plan.spec.machine.memory_bytes / self._plan.bandwidth.bytes_per_s if self._plan.bandwidth is not None else 0.0
 
     def _make_table(self) -> dict[Action, Callable[[SourceState], Awaitable[SourceEvent | None]]]:
         machine, memory, flows = self._ports.machine, self._ports.memory, self._ports.flows
@@ -195,6 +200,14 @@ class SourceActions:
         await self._ports.memory.open_source(
             self._plan.migration, started.memory_address, started.memory_port, started.server_name, self._plan.limits.memory_streams
         )
+        if self._plan.bandwidth is not None:
+            await self._ports.memory.set_bandwidth(self._plan.bandwidth.bytes_per_s)
+
+    async def _lift_limit(self) -> None:
+        """Send as fast as the link carries from now on."""
+        if self._is_limited:
+            await self._ports.memory.set_bandwidth(0)
+            self._is_limited = False
 
     async def _bulk(self, state: SourceState) -> SourceEvent:
         return await self._watched(state, self._ports.memory.bulk)
@@ -207,11 +220,13 @@ class SourceActions:
     async def _watched(self, state: SourceState, copy: Callable[[], Awaitable[RoundStats]]) -> Measured:
         """Copy, and look at it all along: a copy that may not go on (a deadline comes near) is stopped, the rest stays unsent."""
         looks = CopyLooks(state, self._clock, self._ports.memory, self._tell)
+        if state.watch.is_unlimited:
+            await self._lift_limit()
         async with asyncio.TaskGroup() as group:
             looking = group.create_task(self._look_until_due(state, looks))
             stats = await copy()
             looking.cancel()
-        return self._measured(stats, looks.samples)
+        return self._measured(stats, looks.samples, looks.lift)
 
     async def _look_until_due(self, state: SourceState, looks: CopyLooks) -> None:
         """Look until the copy may not go on, and stop it. That a look fails is no failure of the move: the copy will say so."""
@@ -222,6 +237,8 @@ class SourceActions:
                     if self._mirror is not None:
                         await self._poll_mirror(state)
                     await looks.look(self._mirror, self.deadline_at_s)
+                    if looks.lift is not None:
+                        await self._lift_limit()
                     if looks.is_due:
                         await self._ports.memory.stop_round()
                         return
@@ -231,11 +248,11 @@ class SourceActions:
         self._figures.memory_bytes = max(self._figures.memory_bytes, progress.bytes_sent)
         self.on_progress()
 
-    def _measured(self, stats: RoundStats, samples: tuple[LinkSample, ...] = ()) -> Measured:
+    def _measured(self, stats: RoundStats, samples: tuple[LinkSample, ...] = (), lift: MoveDecision | None = None) -> Measured:
         self._round_bytes += stats.bytes
         self._figures.memory_bytes = max(self._figures.memory_bytes, self._round_bytes)
         self._figures.pages_left = stats.dirty_after
-        return Measured(stats, self._mirror, samples)
+        return Measured(stats, self._mirror, samples, lift)
 
     async def _start_mirror(self, state: SourceState) -> None:
         path = await self._ports.memory.tunnel_listen(MIRROR_TUNNEL)
@@ -321,9 +338,23 @@ class SourceActions:
         return RecordKnown(decided)
 
     async def _serve_memory(self, _: SourceState) -> None:
-        await self._ports.memory.serve_until_done()
+        if not self._is_limited:
+            await self._ports.memory.serve_until_done()
+        else:
+            async with asyncio.TaskGroup() as group:
+                hurrying = group.create_task(self._lift_when_hurried())
+                await self._ports.memory.serve_until_done()
+                hurrying.cancel()
         with contextlib.suppress(ArchitectError):
             self._figures.memory_bytes = max(self._figures.memory_bytes, (await self._ports.memory.progress()).bytes_sent)
+
+    async def _lift_when_hurried(self) -> None:
+        """What is left is all that the VM still needs of this host: with a deadline nothing may hold it back."""
+        while self._is_limited:
+            if self.deadline_at_s is not None:
+                with contextlib.suppress(ArchitectError):
+                    await self._lift_limit()
+            await self._clock.sleep(self._plan.limits.poll_interval_s)
 
     async def _status(self, question: AwaitFilled | AskStatus, timeout_s: float) -> SourceEvent:
         status = await self._link.ask(question, TargetStatus, timeout_s=timeout_s)

@@ -84,11 +84,12 @@ class BaseMissing(msgspec.Struct, frozen=True):
 
 class Measured(msgspec.Struct, frozen=True):
     """BULK, or a step with a ROUND in it, has succeeded, or was stopped in its middle because `copy_watch` saw that it was time.
-    `samples` are what the link carried meanwhile."""
+    `samples` are what the link carried meanwhile, since `lift` if that look lifted the bandwidth limit."""
 
     stats: RoundStats
     mirror: MirrorProgress | None
     samples: tuple[LinkSample, ...] = ()
+    lift: MoveDecision | None = None
 
 
 class RecordKnown(msgspec.Struct, frozen=True):
@@ -227,11 +228,15 @@ def _after_success(state: SourceState, now_s: float) -> SourceState:
 
 
 def _after_measure(state: SourceState, event: Measured, now_s: float) -> SourceState:
+    watch = state.watch if event.lift is None else state.watch.lifted()
+    if event.lift is None or event.samples:
+        watch = watch.carried(event.samples, event.stats)
     measured = msgspec.structs.replace(
         state,
         rounds=(*state.rounds, event.stats)[-ROUNDS_KEPT_MAX:],
         round_count=state.round_count + 1,
-        watch=state.watch.carried(event.samples, event.stats).mirrored(event.mirror, now_s),
+        watch=watch.mirrored(event.mirror, now_s),
+        decisions=state.decisions if event.lift is None else with_decision(state.decisions, event.lift),
     )
     if state.step in (SourceStep.HOLD, SourceStep.LAST_ROUND):
         return _to(measured, ORDER[state.step])
@@ -245,7 +250,8 @@ def _decide(state: SourceState, now_s: float) -> SourceState:
     if plan.mode is MigrationMode.POSTCOPY and _skips_copy(state):
         decision = msgspec.structs.replace(decision, disk_postcopy=True)
     decisions = with_decision(state.decisions, told(plan, facts, decision, now_s, state.round_count))
-    decided = msgspec.structs.replace(state, decision=decision, decisions=decisions)
+    watch = state.watch.lifted() if decision.lifts_limit else state.watch
+    decided = msgspec.structs.replace(state, decision=decision, decisions=decisions, watch=watch)
     match decision.verdict:
         case CutVerdict.ROUND:
             return _to(decided, SourceStep.ROUND)

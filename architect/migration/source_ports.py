@@ -75,6 +75,10 @@ class SourceMemoryPort(Protocol):
         """Connect to the target's memory process, and begin a dirty bitmap of this handover's own."""
         ...
 
+    async def set_bandwidth(self, bytes_per_s: int) -> None:
+        """From now on send no more than this per second, memory and tunnels together; 0 is no limit. Between opening and end."""
+        ...
+
     async def bulk(self) -> RoundStats:
         """Send all memory once."""
         ...

@@ -6,7 +6,7 @@ Paths are absolute. Addresses are IPv4, as text. Ports are TCP.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -55,6 +55,8 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `lease_s` is how long VMs run on while the host reaches neither the ownership log nor the edge: longer than one slow answer of
     the log (10 s) and the pause between two questions (3 s), short against what it takes another host to bring a VM back.
+    `move_bandwidth_bytes_s` is what each move from here may send per second, unless it names a limit itself or the host has a
+    deadline; 0 is no limit.
     """
 
     fabric: str
@@ -79,6 +81,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     underlay_mtu: int = 1500
     vm_uid: int = 64055
     lease_s: float = 15.0
+    move_bandwidth_bytes_s: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 ConfigT = TypeVar("ConfigT", ControlConfig, EdgeConfig, AgentConfig)

@@ -63,15 +63,17 @@ class StopBody(_Body):
 
 
 class MigrateBody(_Body):
-    """Where to, and how. `verify` compares the memory of both ends whole."""
+    """Where to, and how. `verify` compares the memory of both ends whole. `bandwidth_bytes_s` is what the move may send per second;
+    0 is no limit, null the source host's default."""
 
     to: str
     mode: MigrationMode = MigrationMode.AUTO
     verify: bool = False
+    bandwidth_bytes_s: Annotated[int, Field(ge=0)] | None = None
 
     def wish(self, vm: str) -> MoveWish:
         """As the use case takes it."""
-        return MoveWish(vm, self.to, self.mode, self.verify)
+        return MoveWish(vm, self.to, self.mode, self.verify, self.bandwidth_bytes_s)
 
 
 class ExecBody(_Body):

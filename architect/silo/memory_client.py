@@ -27,7 +27,7 @@ from architect.silo.memory_state import PID_NAME, SOCKET_NAME
 from architect.wire.framing import PROTOCOL_VERSION
 
 SHORT_TIMEOUT_S = 15.0
-BULK_TIMEOUT_S = 3600.0
+BULK_TIMEOUT_S = 86_400.0  # who asks has its own bound, by the bandwidth limit
 CUT_TIMEOUT_S = 60.0
 START_TIMEOUT_S = 20.0
 _POLL_S = 0.002
@@ -168,6 +168,10 @@ class MemoryProcess:
     async def stop_round(self) -> None:
         """Make the `bulk` or `round` that runs end early; it returns what it has done. Without one nothing happens."""
         await self._ask(m.StopRound(), SHORT_TIMEOUT_S)
+
+    async def set_bandwidth(self, bytes_per_s: int) -> None:
+        """The move that leaves from here sends no more than this from now on; 0 is no limit."""
+        await self._ask(m.SetBandwidth(bytes_per_s), SHORT_TIMEOUT_S)
 
     async def announce(self) -> None:
         """Tell the target what it would lack now: shortens the pause of a post-copy cut."""

@@ -102,6 +102,12 @@ class StopRound(_Message, frozen=True):
     """Make the Bulk or Round that runs, if any, end early: it answers with what it has done. Answers `Done` at once."""
 
 
+class SetBandwidth(_Message, frozen=True):
+    """From now on the move from here sends no more than this, tunnels and all; 0 is no limit. Answers `Done` at once."""
+
+    bytes_per_s: Annotated[int, msgspec.Meta(ge=0)]
+
+
 class RoundStats(_Message, frozen=True):
     """What a round sent, and how many pages were written meanwhile or left."""
 
@@ -236,7 +242,7 @@ class Done(_Message, frozen=True):
 
 
 MemoryMessage = (
-    Attach | GetStatus | MemoryStatus | OpenSource | Bulk | Round | StopRound | RoundStats | Announce | MakeCut | Cut | Serve
-    | Served | EndSource | OpenTarget | TargetEndpoint | ApplyCut | Applied | WaitPresent | AbortTarget | TunnelListen
+    Attach | GetStatus | MemoryStatus | OpenSource | Bulk | Round | StopRound | SetBandwidth | RoundStats | Announce | MakeCut | Cut
+    | Serve | Served | EndSource | OpenTarget | TargetEndpoint | ApplyCut | Applied | WaitPresent | AbortTarget | TunnelListen
     | TunnelConnect | TunnelClose | TunnelBytes | FullHash | Hashed | Shutdown | Done
 )  # fmt: skip

@@ -85,6 +85,9 @@ class MemoryService:
             case m.StopRound():
                 self._sending().stop()
                 return m.Done()
+            case m.SetBandwidth():
+                self._sending().limit.change(message.bytes_per_s)
+                return m.Done()
             case m.Announce():
                 await self._in_thread(self._sending().announce)
                 return m.Done()

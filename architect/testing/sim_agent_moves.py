@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from architect.agent.vm_record import VmPhase, VmRecord
 from architect.errors import CapacityError, ConflictError, NotFoundError, UnavailableError
 from architect.migration import Handover, HandoverPlan, SourcePorts, TargetPorts
+from architect.migration.bandwidth_limit import chosen_limit
 from architect.model.handover_state import HandoverState
 from architect.model.ids import HostName, MigrationId, VmId
 from architect.model.ownership import RecordKind
@@ -102,6 +103,7 @@ class SimAgentMoves:
             started_at_s=now_s,
             deadline_at_s=None if request.deadline_s is None else now_s + request.deadline_s,
             verify=request.verify,
+            bandwidth=chosen_limit(request.bandwidth_bytes_s, host.move_bandwidth_bytes_s),
             limits=host.limits,
         )
         return Handover(plan, self.source_ports(plan), self.dial(plan))

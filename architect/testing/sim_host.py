@@ -65,6 +65,7 @@ class SimHost:
         self.arriving: dict[VmId, Prepare] = {}
         self.halted: set[VmId] = set()
         self.notice: Notice | None = None
+        self.move_bandwidth_bytes_s = 0
         self.is_gone = False
         self.process = SimProcess(world, f"agent {self.name}", self.name)
         self.agent: SimAgent | None = None

@@ -6,6 +6,7 @@ and a write dirties a whole cell.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 BATCH_CELLS = 16
 TCP_GIVES_UP_S = 15.0
+NAP_S = 0.05
 
 
 class SimSession:
@@ -55,6 +57,7 @@ class SimMemory:
         self.outgoing: SimSession | None = None
         self.incoming: SimSession | None = None
         self.is_stopping = False
+        self.bandwidth_bytes_s = 0
         self._wanted: list[int] = []
 
     def check(self) -> None:
@@ -136,6 +139,7 @@ class SimMemory:
         values = [self.ram[page] for page in pages]
         try:
             await self.host.network.transfer(self.host.name, session.target.host.name, len(pages) * self.vm.cell_bytes)
+            await self._hold_back(len(pages) * self.vm.cell_bytes)
             self._session()
         except BaseException:
             session.unsent.update(pages)
@@ -143,6 +147,14 @@ class SimMemory:
         for page, value in zip(pages, values, strict=True):
             session.target.ram[page] = value
         session.bytes_sent += len(pages) * self.vm.cell_bytes
+
+    async def _hold_back(self, size_bytes: int) -> None:
+        """Keep to the bandwidth limit, if there is one."""
+        left = float(size_bytes)
+        while left > 0 and (rate := self.bandwidth_bytes_s):
+            nap_s = min(left / rate, NAP_S)
+            await asyncio.sleep(nap_s)
+            left -= nap_s * rate
 
     def progress(self) -> MemoryProgress:
         """How far it is."""
@@ -219,6 +231,7 @@ class SimMemory:
                 continue
             await self.vm.world.wait_thawed(self.host.name)
             await self.host.network.transfer(self.host.name, target.host.name, self.vm.cell_bytes)
+            await self._hold_back(self.vm.cell_bytes)
             if not session.is_dead and page not in target.valid:
                 target.ram[page] = self.ram[page]
                 target.valid.add(page)

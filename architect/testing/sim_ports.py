@@ -215,6 +215,14 @@ class SimSourceMemory(SimPart):
 
         await self.long_call("memory.open-source", connect)
 
+    async def set_bandwidth(self, bytes_per_s: int) -> None:
+        """As the port says."""
+
+        def change() -> None:
+            self.memory().bandwidth_bytes_s = bytes_per_s
+
+        await self.call("memory.set-bandwidth", change)
+
     async def bulk(self) -> RoundStats:
         """As the port says."""
         return await self.long_call("memory.bulk", lambda: self.memory().round(), stops=True)

@@ -65,6 +65,7 @@ class Move(msgspec.Struct, frozen=True):
     mode: MigrationMode
     deadline_s: float | None
     verify: bool
+    bandwidth_bytes_s: int | None = None
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -84,6 +85,8 @@ def draw_scenario(seed: int) -> Scenario:
     """The scenario of a seed. Every eighth has no fault at all."""
     rng = random.Random(f"scenario {seed}")
     moves = tuple(_draw_move(rng) for _ in range(rng.randint(1, 3)))
+    if (limits := random.Random(f"bandwidth {seed}")).random() < 0.2:  # of its own, so that it changes no other seed's scenario
+        moves = tuple(msgspec.structs.replace(move, bandwidth_bytes_s=limits.choice([50_000, 500_000])) for move in moves)
     fault_count = 0 if seed % 8 == 0 else rng.choice([1, 1, 1, 2, 2, 3])
     return Scenario(
         seed=seed,

@@ -153,7 +153,7 @@ class Simulation:
             self._points_before = {name: host.process.points for name, host in self.hosts.items()}
             self.faults.begin(self.move_index)
         target = self.hosts[self.target_name].facts
-        request = MigrateVm(migration, VM, target, move.mode, move.deadline_s, move.verify)
+        request = MigrateVm(migration, VM, target, move.mode, move.deadline_s, move.verify, move.bandwidth_bytes_s)
         while not self._is_gone():
             try:
                 report = await self.ask_agent(self.hosts[self.source_name], request)

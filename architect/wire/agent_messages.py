@@ -9,6 +9,8 @@ Version: `framing.PROTOCOL_VERSION` in Hello, equal on both sides.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from architect.model.handover_span import Spans
@@ -168,7 +170,8 @@ class MigrateVm(_Message, frozen=True):
     """Move the VM to `target`. Streams `MigrationProgress`, then answers `MigrationProgress`, its report terminal.
 
     Idempotent by `migration`: asked again (a control plane that restarted), it joins the handover that runs, or reports how it
-    ended. `deadline_s` is how long the source host has, from now; None if it is not in a hurry.
+    ended. `deadline_s` is how long the source host has, from now; None if it is not in a hurry. `bandwidth_bytes_s` is what the
+    move may send per second; 0: no limit, None: the source host's default.
     """
 
     migration: MigrationId
@@ -177,6 +180,7 @@ class MigrateVm(_Message, frozen=True):
     mode: MigrationMode
     deadline_s: float | None = None
     verify: bool = False
+    bandwidth_bytes_s: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 class AcknowledgeNotice(_Message, frozen=True):

@@ -19,6 +19,7 @@ from architect.errors import IncompatibleError, InvalidImageError
 from architect.model.handover_state import HandoverState
 from architect.model.ids import HostName, VmId
 from architect.model.vm_state import VmState
+from architect.wire.agent_messages import MigrateVm
 from tests.cli.process_rig import COMMAND, ProcessRig, process_rig
 
 INSPECT_KEYS = (
@@ -117,7 +118,8 @@ def test_hosts_print_what_the_design_says(shared: ProcessRig) -> None:
 
 
 def test_migrate_prints_the_move_and_progress_on_stderr(shared: ProcessRig, web: str) -> None:
-    move = shared.json("migrate", web, "--to", "gcp-1", "--verify")
+    move = shared.json("migrate", web, "--to", "gcp-1", "--verify", "--bandwidth", "200M/s")
+    assert [one.bandwidth_bytes_s for one in shared.world.requests if isinstance(one, MigrateVm)][-1] == 200 << 20
     assert list(move)[: len(MIGRATE_KEYS)] == MIGRATE_KEYS
     assert (move["source"], move["target"], move["outcome"]) == ("aws-1", "gcp-1", "done")
     assert shared.json("inspect", web)["host"] == "gcp-1"
@@ -178,6 +180,7 @@ def test_a_move_that_failed_because_the_vm_is_lost_exits_11(shared: ProcessRig) 
         ("migrate nope --to gcp-1", 3, "vm nope"),
         ("migrate web --to nope", 3, "host nope"),
         ("migrate web --to aws-1", 4, "vm web"),
+        ("migrate web --to gcp-1 --bandwidth 4K", 2, "--bandwidth 4096"),
         ("host drain nope", 3, "host nope"),
         ("host rm nope", 3, "host nope"),
         ("host rm aws-1", 4, "host aws-1"),
@@ -214,6 +217,8 @@ def test_each_refusal_is_one_line_with_its_exit_status(shared: ProcessRig, web: 
         ["migrate", "web"],
         ["migrate", "web", "--to"],
         ["migrate", "web", "--to", "a", "--mode", "teleport"],
+        ["migrate", "web", "--to", "a", "--bandwidth", "fast"],
+        ["migrate", "web", "--to", "a", "--bandwidth", "0"],
         ["local"],
         ["local", "preempt", "aws-1", "--notice", "soon"],
         ["host"],

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import pytest
 
+from architect.control.database import Database, sqlite_url
 from architect.control.end_vm import remove_vm, stop_vm
 from architect.control.evacuate import set_draining
 from architect.control.move_vm import MoveWish, migrate_vm
+from architect.control.records import MigrationRecord
 from architect.control.views import MigrationView, event_view
 from architect.errors import (
     CapacityError,
@@ -18,23 +22,26 @@ from architect.errors import (
     LostError,
     NotFoundError,
     UnavailableError,
+    UsageError,
 )
 from architect.model.handover_state import HandoverState
 from architect.model.ids import HostName
 from architect.model.sizes import MIB
 from architect.model.vm_state import VmState
+from architect.testing.virtual_time import InlineExecutor
+from architect.wire.agent_messages import MigrateVm
 from tests.control.rig import Rig, ended, id_of, rig, simulate
 
 HELD = (HandoverState.PREPARING, HandoverState.PRECOPY, HandoverState.SWITCHOVER, HandoverState.COMMITTED, HandoverState.DONE)
 
 
-async def begin(one: Rig, held: HandoverState | None = None) -> asyncio.Event:
+async def begin(one: Rig, held: HandoverState | None = None, wish: MoveWish | None = None) -> asyncio.Event:
     """Run `web` on aws-1 and begin its move to gcp-1, held before it enters a state."""
     gate = asyncio.Event()
     if held is not None:
         one.world.hold[held] = gate
     await one.run("web", host="aws-1")
-    await migrate_vm(one.control.fabric, MoveWish("web", "gcp-1"))
+    await migrate_vm(one.control.fabric, wish if wish is not None else MoveWish("web", "gcp-1"))
     return gate
 
 
@@ -122,6 +129,49 @@ def test_a_target_that_refuses_gives_its_own_error_and_the_vm_runs_on(tmp_path: 
             assert one.kinds()[-1] == "migration-failed"
 
     simulate(test())
+
+
+@pytest.mark.parametrize("limit", [None, 0, 5 << 20])
+def test_the_source_is_told_the_bandwidth_limit_also_by_the_next_control_plane(tmp_path: Path, limit: int | None) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            gate = await begin(one, HandoverState.PRECOPY, MoveWish("web", "gcp-1", bandwidth_bytes_s=limit))
+            await one.restart()
+            (record,) = one.control.fabric.book.moves.values()
+            assert record.bandwidth_bytes_s == limit
+            assert {asked.bandwidth_bytes_s for asked in one.world.requests if isinstance(asked, MigrateVm)} == {limit}
+            gate.set()
+            await one.until(lambda: one.control.fabric.book.moves[record.id].state.is_terminal)
+
+    simulate(test())
+
+
+def test_a_limit_under_which_nothing_would_move_is_refused(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            await one.run("web", host="aws-1")
+            for limit in (1, (1 << 20) - 1, (1 << 40) + 1):
+                with pytest.raises(UsageError, match="--bandwidth"):
+                    await migrate_vm(one.control.fabric, MoveWish("web", "gcp-1", bandwidth_bytes_s=limit))
+
+    simulate(test())
+
+
+def test_a_database_of_the_version_before_is_brought_up_to_this_one(tmp_path: Path) -> None:
+    Database(sqlite_url(tmp_path), InlineExecutor()).close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "control.db")) as older:
+        older.execute("ALTER TABLE migrations DROP COLUMN bandwidth_bytes_s")
+        older.execute("UPDATE meta SET value = '1' WHERE name = 'schema_version'")
+        older.execute(
+            "INSERT INTO migrations (id, vm, vm_name, source, target, mode, verify, cause, source_term, started_at_s, state,"
+            " reason, report) VALUES ('mig-1', 'vm-1', 'web', 'a', 'b', 'auto', 0, 'user', 1, 0.0, 'done', '', 'null')"
+        )
+        older.commit()
+    for _ in range(2):
+        database = Database(sqlite_url(tmp_path), InlineExecutor())
+        (move,) = database.read_all(MigrationRecord)
+        assert (move.vm_name, move.bandwidth_bytes_s) == ("web", None)
+        database.close()
 
 
 @pytest.mark.parametrize("held", HELD)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,6 +104,26 @@ def test_a_vm_moves_in_every_mode_and_its_memory_is_equal(rig: FabricRig, busybo
         assert rig.inspect(name)["host"] == target
         assert_goes_on(rig, name)
     rig.remove(name)
+
+
+def test_a_bandwidth_limit_is_held_that_was_asked_for_and_that_is_the_hosts_default(rig: FabricRig, busybox: str) -> None:
+    """By the move's own figures: all bytes over the time from the first to the last copying."""
+    limit = 8 << 20
+    config = rig.state_dir / "hosts" / "gcp-1" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"move_bandwidth_bytes_s": limit}))
+    rig.kill("architect agent", "/gcp-1/")
+    rig.run(busybox, "narrow", "--host", "aws-1", *TICKS)
+    rig.wait("its agent is back", lambda: "gcp-1" in [host["name"] for host in rig.json("host", "ls") if host["state"] == "ready"])
+    assert _rate(rig.json("migrate", "narrow", "--to", "gcp-1")) > 2 * limit, "aws-1 has no default"
+    assert _rate(rig.json("migrate", "narrow", "--to", "aws-1")) < 1.05 * limit
+    assert _rate(rig.json("migrate", "narrow", "--to", "gcp-1", "--bandwidth", "8M")) < 1.05 * limit
+    rig.remove("narrow")
+
+
+def _rate(move: Any) -> float:
+    assert move["outcome"] == "done", move["reason"]
+    copying = [phase for phase in move["phases"] if phase["name"] in ("bulk", "cut")]
+    return float(move["bytes_sent"] / (copying[-1]["end_s"] - copying[0]["start_s"]))
 
 
 def test_a_verified_workload_loses_no_page_over_moves(rig: FabricRig, layout: Path) -> None:

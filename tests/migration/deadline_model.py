@@ -13,6 +13,7 @@ import random
 import msgspec
 
 from architect.migration import HandoverPlan, MemoryProgress, MirrorProgress, RoundStats
+from architect.migration.bandwidth_limit import BandwidthLimit
 from architect.migration.copy_watch import CopyWatch
 from architect.migration.cut_plan import CutDecision, CutVerdict, plan_cut
 from architect.migration.handover_plan import HandoverLimits
@@ -27,7 +28,8 @@ LATE_S_MAX = 60.0  # a move that has neither been cut nor refused by then will n
 
 
 class Case(msgspec.Struct, frozen=True):
-    """`link` steps are (seconds, bytes/s); the last one holds for ever. `disk_bytes` 0: no disk to move."""
+    """`link` steps are (seconds, bytes/s); the last one holds for ever. `disk_bytes` 0: no disk to move. The oracle knows no
+    `limit`."""
 
     memory_bytes: int
     hot_bytes: int
@@ -35,6 +37,7 @@ class Case(msgspec.Struct, frozen=True):
     disk_bytes: int
     link: tuple[tuple[float, float], ...]
     deadline_s: float
+    limit: BandwidthLimit | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -104,7 +107,7 @@ class _Move:
 
     def __init__(self, case: Case, handover: HandoverPlan) -> None:
         self._case = case
-        self._plan = handover
+        self._plan = msgspec.structs.replace(handover, bandwidth=case.limit)
         self.watch = CopyWatch().mirror_begins(0.0) if case.disk_bytes else CopyWatch()
         self.now_s = 0.0
         self._cold = float(case.memory_bytes - case.hot_bytes)
@@ -124,7 +127,9 @@ class _Move:
 
     def go_on(self, step_s: float) -> None:
         """Time passes: the link carries, the guest writes."""
-        carries = rate_at(self._case, self.now_s) * step_s
+        limit = self._case.limit
+        rate = rate_at(self._case, self.now_s)
+        carries = (rate if limit is None or self.watch.is_unlimited else min(rate, limit.bytes_per_s)) * step_s
         disk = min(self._disk, carries / 2 if self._runs else carries)
         memory = min(carries - disk, self._round_left) if self._runs else 0.0
         self._disk -= disk
@@ -152,6 +157,8 @@ class _Move:
         if self._runs and self._round_left > 0:
             facts = self.watch.facts(self._plan, self._rounds, self.now_s, MemoryProgress(0, pages))
             decision = plan_cut(facts, self._plan.limits)
+            if decision.lifts_limit:
+                self.watch = self.watch.lifted()
             if decision.verdict is CutVerdict.ROUND:
                 return decision
         if self._runs:
@@ -160,6 +167,8 @@ class _Move:
             if not self._round_looks:
                 self.watch = self.watch.carried((), stats)
         decision = plan_cut(self.watch.facts(self._plan, self._rounds, self.now_s), self._plan.limits)
+        if decision.lifts_limit:
+            self.watch = self.watch.lifted()
         self._runs = decision.verdict is CutVerdict.ROUND or self._disk > 0
         self._round_left, self._round_bytes, self._round_began_s = self.left_bytes, 0.0, self.now_s
         self._round_looks = 0
@@ -176,3 +185,9 @@ def draw(rng: random.Random, *, steady: bool = False) -> Case:
     disk = rng.choice([0, 0, int(memory * rng.uniform(0.1, 2.0))])
     case = Case(memory, hot, base * rng.choice([0.0, 0.1, 0.5, 0.9, 1.5, 5.0]), disk, steps, 0.0)
     return msgspec.structs.replace(case, deadline_s=oracle_end_s(case) * rng.uniform(0.7, 4.0) + rng.uniform(0.0, 8.0))
+
+
+def limited(case: Case, rng: random.Random) -> Case:
+    """The case under a bandwidth limit that was asked for, from a twentieth of the link to all of it."""
+    limit = BandwidthLimit(int(case.link[0][1] * rng.uniform(0.05, 1.0)), is_default=rng.random() < 0.2)
+    return msgspec.structs.replace(case, limit=limit)

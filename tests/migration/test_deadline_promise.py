@@ -13,7 +13,7 @@ import random
 import pytest
 
 from architect.migration.cut_plan import CutVerdict
-from tests.migration.deadline_model import LIMITS, Case, Outcome, draw, oracle_end_s, play, rate_at
+from tests.migration.deadline_model import LIMITS, Case, Outcome, draw, limited, oracle_end_s, play, rate_at
 
 SPARE_S = 1.5
 CASES = 400
@@ -55,6 +55,17 @@ def test_on_a_link_that_holds_no_deadline_is_missed_that_could_have_been_met() -
     rng, told = random.Random("promise"), 0
     for _ in range(CASES):
         case = draw(rng)
+        outcome = play(case)
+        if could_be_met(case) and link_held(case, outcome):
+            told += 1
+            assert not missed(case, outcome), (case, outcome, oracle_end_s(case))
+    assert told > CASES // 2
+
+
+def test_a_bandwidth_limit_makes_no_move_miss_a_deadline_that_could_have_been_met_without_it() -> None:
+    rng, told = random.Random("limited"), 0
+    for _ in range(CASES):
+        case = limited(draw(rng), rng)
         outcome = play(case)
         if could_be_met(case) and link_held(case, outcome):
             told += 1
@@ -104,10 +115,11 @@ def test_memory_written_faster_than_the_link_does_not_loop_for_ever() -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("is_limited", [False, True], ids=["", "under limits"])
 @pytest.mark.parametrize("seed", SOAK_SEEDS)
-def test_the_promise_holds_over_twenty_thousand_cases(seed: str) -> None:
+def test_the_promise_holds_over_twenty_thousand_cases(seed: str, is_limited: bool) -> None:
     rng = random.Random(seed)
     for _ in range(20_000):
-        case = draw(rng)
+        case = draw(rng) if not is_limited else limited(draw(rng), rng)
         outcome = play(case)
         assert not (could_be_met(case) and link_held(case, outcome) and missed(case, outcome)), (case, outcome)

@@ -90,3 +90,22 @@ def test_threads_share_it() -> None:
     for thread in threads:
         thread.join()
     assert sorted(delays) == pytest.approx([1 - BURST_S, 2 - BURST_S, 3 - BURST_S, 4 - BURST_S])
+
+
+def test_a_limit_that_is_lifted_lets_those_go_on_who_wait_for_it() -> None:
+    limit = RateLimit(1)
+    waiting = threading.Thread(target=limit.wait, args=(1 << 30,), daemon=True)
+    waiting.start()
+    while limit.count(0) <= 0:  # until it waits: what comes now would be too early
+        pass
+    limit.change(0)
+    waiting.join(30.0)
+    assert not waiting.is_alive() and limit.count(1 << 30) == 0
+
+
+def test_a_changed_limit_owes_nothing_for_the_one_before() -> None:
+    clock = Clock()
+    limit = _limit(clock)
+    limit.count(100 * RATE)
+    limit.change(2 * RATE)
+    assert limit.count(2 * RATE) == pytest.approx(1 - BURST_S)

@@ -17,6 +17,7 @@ from architect.model.ids import HostName, VmId, Vni
 from architect.model.image import BaseDiskRef, ProcessConfig
 from architect.model.ownership import OwnershipRecord, RecordKind
 from architect.model.vm_spec import MachineSpec, VmRequest, VmSpec
+from architect.testing.fleet_deadlines import judge_deadline
 from architect.testing.fleet_incidents import IncidentPlayer
 from architect.testing.fleet_judge import busy_with, judge_end
 from architect.testing.fleet_scenario import Fleet
@@ -162,8 +163,10 @@ class FleetSimulation:
     def lose(self, host: SimHost, why: str, notice_s: float | None) -> None:
         """The host goes."""
         left = [vm.id for vm in self.vms if any(copy.host is host for copy in vm.running())]
-        if not host.is_gone and self._on_gone is not None:
-            self._on_gone(self, host, left, notice_s)
+        if not host.is_gone:
+            judge_deadline(self, host, left, notice_s)
+            if self._on_gone is not None:
+                self._on_gone(self, host, left, notice_s)
         host.vanish(why)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from architect.control import evacuate
+from architect.control.notices import leave_by_s
 from architect.migration import source_actions, source_engine, target_engine
 from architect.migration.source_engine import SourceState
 from architect.migration.source_steps import SourceStep
@@ -122,6 +123,16 @@ def _forgotten_vm() -> list[tuple[Any, str, Any]]:
     return [(evacuate, "_must_leave", forgetful)]
 
 
+def _late_evacuation() -> list[tuple[Any, str, Any]]:
+    emptying = evacuate._emptying
+
+    def idle(fabric: Any, record: Any) -> Any:
+        due_s = leave_by_s(record.notice, fabric.clock.wall_s())
+        return None if due_s is not None and due_s - fabric.clock.wall_s() > -1.3 else emptying(fabric, record)
+
+    return [(evacuate, "_emptying", idle)]
+
+
 MUTATIONS = {
     one.name: one
     for one in (
@@ -131,6 +142,9 @@ MUTATIONS = {
         Mutation("claim-beside-load", "the target claims before all is loaded", "runs nowhere", _claim_beside_load),
         Mutation("dropped-round", "the last dirty pages are not sent, and the root does not tell", "lost a write", _dropped_round),
         Mutation("late-requests", "the edge serves requests of older connections", "edge steers", _late_requests),
+        Mutation(
+            "late-evacuation", "a host with a notice begins to empty only at its end", "missed the deadline", _late_evacuation
+        ),
         Mutation("forgotten-vm", "the control plane forgets some VMs of a host that empties", "forgotten", _forgotten_vm),
     )
 }

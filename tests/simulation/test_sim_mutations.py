@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from architect.model.handover_state import MigrationMode
-from architect.testing.fleet_scenario import Fleet, FleetVm, Incident, IncidentKind
+from architect.testing.fleet_scenario import Fleet, FleetVm, Incident, IncidentKind, draw_fleet
 from architect.testing.sim_machine import GuestShape
 from architect.testing.sim_mutations import MUTATIONS
 from architect.testing.sim_result import Result
@@ -54,6 +54,24 @@ def test_a_vm_that_an_evacuation_forgets_is_found_and_the_fleet_made_small() -> 
     assert len(smallest.scenario.incidents) == 1 and smallest.scenario.incidents[0].kind is IncidentKind.DRAIN
     assert len(smallest.scenario.vms) <= 2
     assert not run(smallest.scenario).violations, "without the bug it passes"
+
+
+def without_trouble(seed: int) -> Fleet:
+    """A small fleet whose hosts are preempted and drained, and nothing else is wrong."""
+    fleet = draw_fleet(seed, 4, 8)
+    calm = (IncidentKind.MOVE, IncidentKind.DRAIN, IncidentKind.PREEMPT)
+    return msgspec.structs.replace(fleet, incidents=tuple(one for one in fleet.incidents if one.kind in calm))
+
+
+def test_an_evacuation_that_misses_a_deadline_which_could_be_met_is_found() -> None:
+    preempted = [
+        fleet for fleet in map(without_trouble, range(20)) if any(one.kind is IncidentKind.PREEMPT for one in fleet.incidents)
+    ]
+    with MUTATIONS["late-evacuation"].applied():
+        results = [run(fleet) for fleet in preempted[:8]]
+    assert any("missed the deadline" in violation for result in results for violation in result.violations)
+    for fleet in preempted[:8]:
+        assert not run(fleet).violations, "nothing is left behind where nothing was wrong"
 
 
 LATE_STEER = Fleet(

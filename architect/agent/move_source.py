@@ -132,8 +132,9 @@ class SourceMemory:
 
     async def set_bandwidth(self, bytes_per_s: int) -> None:
         """As the port says. A memory process that replaces this one keeps to it, too."""
-        if self._options is not None:
-            self._options = msgspec.structs.replace(self._options, bandwidth_bytes_s=bytes_per_s)
+        if (outgoing := self._outgoing()) is not None:
+            options = msgspec.structs.replace(outgoing.options, bandwidth_bytes_s=bytes_per_s)
+            self._note(msgspec.structs.replace(outgoing, options=options))
         await parts_of(self._vm).memory.set_bandwidth(bytes_per_s)
 
     async def bulk(self) -> RoundStats:

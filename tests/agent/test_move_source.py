@@ -22,10 +22,15 @@ class _Memory:
 
     def __init__(self, state: str = "idle", pages_left: int = 0) -> None:
         self.told: list[object] = []
+        self.bandwidth_bytes_s = 0
         self._status = SimpleNamespace(state=state, pages_left=pages_left)
 
     async def open_source(self, options: m.SourceOptions, *, resume: bool = False) -> None:
         self.told.append((options.session, "again" if resume else "first"))
+        self.bandwidth_bytes_s = options.bandwidth_bytes_s
+
+    async def set_bandwidth(self, bytes_per_s: int) -> None:
+        self.bandwidth_bytes_s = bytes_per_s
 
     async def cut(self, *, postcopy: bool) -> Any:
         return SimpleNamespace(root="", pages_missing=1, bytes_sent=0, spans=())
@@ -74,6 +79,19 @@ def test_a_successor_of_agent_and_memory_process_opens_the_move_again_and_serves
         assert await agent.is_serving()
         await agent.serve_until_done()
         assert memory.told == [(MOVE, "again"), ("disk", "/disk.sock"), "serve"]
+
+    asyncio.run(scenario())
+
+
+def test_a_successor_keeps_to_the_bandwidth_limit_as_it_was_last(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        first = _Memory()
+        agent = _agent(tmp_path, first)
+        await _cut(agent)
+        await agent.set_bandwidth(5_000_000)
+        memory = _Memory()
+        await _agent(tmp_path, memory).serve_until_done()
+        assert (memory.bandwidth_bytes_s, first.bandwidth_bytes_s) == (5_000_000, 5_000_000)
 
     asyncio.run(scenario())
 

@@ -92,12 +92,10 @@ def play(case: Case, limits: HandoverLimits = LIMITS) -> Outcome:
         move.go_on(limits.poll_interval_s)
         decision = move.decide()
         if decision.verdict is CutVerdict.REFUSE:
-            return Outcome(math.inf, move.now_s, decision, low, link_rate(move.watch.samples).high, looks)
+            return Outcome(math.inf, move.now_s, decision, low, move.best_rate, looks)
         if decision.verdict is CutVerdict.CUT:
             rest = move.left_bytes + (case.disk_bytes if decision.disk_postcopy else 0)
-            return Outcome(
-                end_of(case, move.now_s + CUTOVER_S, rest), move.now_s, decision, low, link_rate(move.watch.samples).high, looks
-            )
+            return Outcome(end_of(case, move.now_s + CUTOVER_S, rest), move.now_s, decision, low, move.best_rate, looks)
         low = link_rate(move.watch.samples).low
     raise AssertionError(f"no end: {case}")
 
@@ -119,6 +117,12 @@ class _Move:
         self._round_bytes = 0.0
         self._round_looks = 0
         self._runs = True
+
+    @property
+    def best_rate(self) -> float:
+        """The best one that was seen of the link; none can be, and so nothing is excused, while a limit holds."""
+        is_limited = self._case.limit is not None and not self.watch.is_unlimited
+        return math.inf if is_limited else link_rate(self.watch.samples).high
 
     @property
     def left_bytes(self) -> float:

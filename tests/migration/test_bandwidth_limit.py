@@ -128,7 +128,7 @@ def test_a_deadline_lifts_the_limit_in_the_middle_of_a_round_and_the_report_says
 
 def test_a_default_limit_under_a_deadline_is_lifted_at_the_memory_process_even_if_no_round_lasts_until_a_look() -> None:
     async def test(fabric: Fabric) -> None:
-        fabric.hosts["h1"].move_bandwidth_bytes_s = 100 * RATE
+        fabric.hosts["h1"].move_bandwidth_bytes_s = 1000 * RATE
         report = await fabric.ask(msgspec.structs.replace(fabric.request(), deadline_s=60.0))
         assert report.state is HandoverState.DONE
         calls = [event for event in fabric.world.trace if "memory.set-bandwidth" in event.text]

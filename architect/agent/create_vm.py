@@ -16,11 +16,13 @@ from architect.agent.vm_parts import start_fresh
 from architect.agent.vm_record import VmPhase
 from architect.errors import ArchitectError, ConflictError, IncompatibleError
 from architect.images import prepare_image
+from architect.migration.ownership_log import create_until_known
 from architect.model.ids import HostName
 from architect.model.ownership import OwnershipRecord, RecordKind
 from architect.model.vm_spec import MachineSpec, VmRequest, VmSpec
 
 FIRST_TERM = 1
+FIRST_RECORD_TIMEOUT_S = 20.0
 ORDERLY_STEER_TIMEOUT_S = 10.0
 
 
@@ -37,7 +39,7 @@ async def create_vm(vm: HostedVm, group: asyncio.TaskGroup, progress: Callable[[
         progress("starting the machine")
         parts = await start_fresh(host, vm.folder, spec)
         vm.watch(group, parts, fresh=True)
-        await _own(host, spec)
+        await write_first_record(host, spec)
         await host.edge.steer(spec.id, spec.request.vni, FIRST_TERM, host.config.address, "")
         host.datapath.set_local(spec.request.vni)
         await parts.machine.resume()
@@ -73,12 +75,17 @@ def mac_address(vni: int) -> str:
     return "02:00:01:" + ":".join(f"{byte:02x}" for byte in vni.to_bytes(3, "big"))
 
 
-async def _own(host: Host, spec: VmSpec) -> None:
-    """Write the VM's first ownership record."""
+async def write_first_record(host: Host, spec: VmSpec) -> None:
+    """Write the VM's first ownership record: asked for until it is known who has it, for a lost answer is no reason to undo a VM.
+
+    Raises:
+        ConflictError: another host has it.
+        OutcomeUnknownError: the log did not say in time; nobody runs the VM by this record.
+    """
     writer = host.entropy.random_bytes(8).hex()
     name = HostName(host.config.name)
     record = OwnershipRecord(vm=spec.id, term=FIRST_TERM, kind=RecordKind.RUN, host=name, writer=writer)
-    existing = await host.ownership.create(record)
+    existing = await create_until_known(host.ownership, record, host.clock, FIRST_RECORD_TIMEOUT_S)
     if existing.host != name:
         raise ConflictError(f"vm {spec.request.name}", f"host {existing.host} owns it already", "see `architect ps`")
 

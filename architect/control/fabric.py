@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from architect.clouds import InstanceSource
 from architect.control.bell import Bell
 from architect.control.book import Book
 from architect.control.edge_link import EdgeLink
@@ -29,6 +30,7 @@ class Fabric:
     """The parts of one control plane.
 
     `stuck`: why a VM that should leave its host cannot, as users see it; `refused`: hosts that did not take a VM a moment ago.
+    `instances` knows whether a silent host's instance is there; `destroyed`: those of which it said that they are not.
     `uplinks`: the most bytes per second that the moves from a host were seen to send together.
     """
 
@@ -43,4 +45,6 @@ class Fabric:
     entropy: Entropy
     stuck: dict[VmId, str] = field(default_factory=dict)
     refused: dict[VmId, dict[HostName, Refusal]] = field(default_factory=dict)
+    instances: InstanceSource | None = None
+    destroyed: set[HostName] = field(default_factory=set)
     uplinks: dict[HostName, float] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from architect.clouds import InstanceSource
 from architect.control.agent_desk import AgentDesk
 from architect.control.bell import Bell
 from architect.control.book import Book
@@ -25,9 +26,18 @@ class ControlPlane:
     """One control plane over an open database.
 
     :param dial_edge: opens a channel to the edge.
+    :param instances: the provider, if one can be asked.
     """
 
-    def __init__(self, config: ControlConfig, database: Database, dial_edge: Dial, clock: Clock, entropy: Entropy) -> None:
+    def __init__(
+        self,
+        config: ControlConfig,
+        database: Database,
+        dial_edge: Dial,
+        clock: Clock,
+        entropy: Entropy,
+        instances: InstanceSource | None = None,
+    ) -> None:
         bell = Bell()
         book = Book(database, clock, bell)
         fleet = Fleet(clock, bell, config.host_lost_after_s)
@@ -41,6 +51,7 @@ class ControlPlane:
             bell=bell,
             clock=clock,
             entropy=entropy,
+            instances=instances,
         )
         self.desk = AgentDesk(book, fleet, config.fabric, config.report_interval_s)
         self.sessions = ExecSessions(self.fabric)

@@ -3,8 +3,8 @@
 It looks after every change and at least every `LOOK_EVERY_S`, and remembers nothing that it could not see again: after a restart
 it takes up every creation, move, stop and removal where it stands. One look::
 
-    close silent connections → notices, deadlines of moves → VMs from the reports (seen, adopted, missing, lost) → jobs
-        → evacuation → acknowledge
+    close silent connections → notices, deadlines of moves → silent hosts: ask their provider
+        → VMs from the reports (seen, adopted, missing, lost) → jobs → evacuation → acknowledge
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from architect.control.ask_provider import ask_about_silent
 from architect.control.end_vm import carry_out_stop, clear_tombstone, release_edge
 from architect.control.evacuate import evacuate, note_refusal
 from architect.control.fabric import Fabric
@@ -65,6 +66,7 @@ class Reconciler:
         await take_over_notices(self._fabric)
         await take_up_deadlines(self._fabric)
         await self._tell_lost_hosts()
+        ask_about_silent(self._fabric)
         await self._take_over_reports()
         self._start_jobs()
         self._note_ended_moves()
@@ -133,7 +135,8 @@ class Reconciler:
 
     def _why_lost(self, record: VmRecord, host: HostRecord | None) -> str:
         if host is None or host.notice is None:
-            return f"host {record.host} vanished without notice; no checkpoint exists"
+            known = " (its provider has it no more)" if record.host in self._fabric.destroyed else ""
+            return f"host {record.host} vanished without notice{known}; no checkpoint exists"
         tried = self._fabric.stuck.get(record.id)
         detail = f": {tried}" if tried else ""
         return f"host {record.host} was taken away before the vm had left{detail}; no checkpoint exists"

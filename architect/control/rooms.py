@@ -34,7 +34,8 @@ def host_state(fabric: Fabric, record: HostRecord) -> HostState:
 
 
 def is_gone(fabric: Fabric, host: HostName) -> bool:
-    """Whether the host is taken for gone for good: forgotten, or silent past its notice's deadline or `host_gone_after_s`.
+    """Whether the host is taken for gone for good: forgotten, or silent and destroyed by its provider's word, or past its notice's
+    deadline, or for `host_gone_after_s`.
 
     A host that is only silent (its agent is being started again, a link is cut) still runs what it ran.
     """
@@ -46,7 +47,7 @@ def is_gone(fabric: Fabric, host: HostName) -> bool:
     now_s = fabric.clock.wall_s()
     deadline_s = deadline_at_s(record.notice, now_s)
     is_past = deadline_s is not None and deadline_s < now_s
-    return is_past or fabric.fleet.silent_s(host) > fabric.config.host_gone_after_s
+    return host in fabric.destroyed or is_past or fabric.fleet.silent_s(host) > fabric.config.host_gone_after_s
 
 
 def room_at(fabric: Fabric, record: HostRecord) -> HostRoom:

@@ -17,7 +17,8 @@ class ControlConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`architect control`: takes agents at `address:port` (TLS), the command line at the unix socket `rest_socket`.
 
     A host that was silent for `host_lost_after_s` is shown as lost and gets no VM; one that was silent for `host_gone_after_s` is
-    taken for gone with all that it ran. Between them lies the time that an agent needs to be started again.
+    taken for gone with all that it ran. Between them lies the time that an agent needs to be started again; a provider that says
+    that the instance is gone ends it. `local_state_dir`: the local provider to ask, "" for none.
     """
 
     fabric: str
@@ -33,6 +34,7 @@ class ControlConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     report_interval_s: float = 1.0
     host_lost_after_s: float = 5.0
     host_gone_after_s: float = 30.0
+    local_state_dir: str = ""
 
 
 class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

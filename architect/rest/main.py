@@ -16,6 +16,7 @@ from pathlib import Path
 
 import uvicorn
 
+from architect.clouds import InstanceSource
 from architect.control.database import Database, sqlite_url
 from architect.control.plane import ControlPlane
 from architect.errors import ArchitectError, UnavailableError
@@ -62,7 +63,9 @@ async def _run(config: ControlConfig) -> None:
     database = Database(sqlite_url(state_dir))
     try:
         tls_dir = Path(config.tls_dir)
-        plane = ControlPlane(config, database, functools.partial(_dial_edge, config, tls_dir), SystemClock(), SystemEntropy())
+        plane = ControlPlane(
+            config, database, functools.partial(_dial_edge, config, tls_dir), SystemClock(), SystemEntropy(), _instances(config)
+        )
         await serve(plane, config, tls_dir)
     finally:
         database.close()
@@ -148,3 +151,12 @@ def _first_cause(errors: ExceptionGroup) -> Exception:
     while isinstance(cause, ExceptionGroup):
         cause = cause.exceptions[0]
     return cause
+
+
+def _instances(config: ControlConfig) -> InstanceSource | None:
+    """The provider that knows whether a silent host's instance is there; imported only where there is one."""
+    if not config.local_state_dir:
+        return None
+    from architect.clouds.local.instances import LocalInstances
+
+    return LocalInstances(Path(config.local_state_dir))

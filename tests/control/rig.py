@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from architect.clouds import InstanceSource
 from architect.control.database import Database, sqlite_url
 from architect.control.followers import Follower, Progress
 from architect.control.move_vm import MoveWish, migrate_vm
@@ -53,6 +54,7 @@ class Rig:
     entropy: CountingEntropy = field(default_factory=CountingEntropy)
     control: ControlPlane = field(init=False)
     edge_is_up: bool = True
+    instances: InstanceSource | None = None
     _tasks: list[asyncio.Task[Any]] = field(default_factory=list)
     _edge_channels: list[Channel] = field(default_factory=list)
     _database: Database | None = None
@@ -61,7 +63,7 @@ class Rig:
         """Start the control plane on the database as it is."""
         config = ControlConfig("test", "127.0.0.1", 0, "", str(self.state_dir), "", "edge-1", "127.0.0.1", 0)
         self._database = Database(sqlite_url(self.state_dir), InlineExecutor())
-        self.control = ControlPlane(config, self._database, self._dial_edge, LoopClock(), self.entropy)
+        self.control = ControlPlane(config, self._database, self._dial_edge, LoopClock(), self.entropy, self.instances)
         self._tasks.append(asyncio.create_task(self.control.run()))
 
     async def kill(self) -> None:
@@ -180,10 +182,10 @@ async def ended(follower: Follower) -> Any:
 
 
 @contextlib.asynccontextmanager
-async def rig(state_dir: Path, *hosts: str, memory_mib: int = 2048) -> AsyncIterator[Rig]:
+async def rig(state_dir: Path, *hosts: str, memory_mib: int = 2048, instances: InstanceSource | None = None) -> AsyncIterator[Rig]:
     """A running control plane with these hosts."""
     async with FakeWorld() as world:
-        one = Rig(state_dir, world, FakeEdge())
+        one = Rig(state_dir, world, FakeEdge(), instances=instances)
         one.start()
         try:
             for name in hosts:

@@ -10,7 +10,7 @@ import pytest
 
 from architect.control.remove_host import remove_host
 from architect.control.rooms import HostState, host_state
-from architect.errors import ConflictError, NotFoundError
+from architect.errors import ArchitectError, ConflictError, NotFoundError, UnavailableError
 from architect.model.endpoints import Publish
 from architect.model.ids import HostName
 from architect.model.vm_state import VmState
@@ -41,6 +41,70 @@ def test_a_host_that_vanishes_loses_its_vms_with_a_reason(tmp_path: Path) -> Non
             assert one.view("web").reason == "host aws-1 vanished without notice; no checkpoint exists"
             assert host_state(one.control.fabric, one.control.fabric.book.hosts[AWS]) is HostState.LOST
             assert {"host-lost", "vm-lost"} <= set(one.kinds())
+
+    simulate(test())
+
+
+class FakeInstances:
+    """A provider: which hosts it still has, and whether it answers; `asked` counts the questions."""
+
+    def __init__(self, *hosts: str, failure: ArchitectError | None = None) -> None:
+        self.hosts = set(hosts)
+        self.failure = failure
+        self.asked = 0
+
+    async def exists(self, host: HostName) -> bool:
+        """As the port says."""
+        self.asked += 1
+        if self.failure is not None:
+            raise self.failure
+        return host in self.hosts
+
+
+def test_a_silent_host_whose_provider_says_that_it_is_gone_is_not_waited_for(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, AWS, instances=FakeInstances()) as one:
+            await one.run("web")
+            await one.world.lose_host(AWS)
+            await asyncio.sleep(one.control.fabric.config.host_lost_after_s + 2)
+            assert one.view("web").state is VmState.LOST
+            reason = "host aws-1 vanished without notice (its provider has it no more); no checkpoint exists"
+            assert one.view("web").reason == reason
+
+    simulate(test())
+
+
+@pytest.mark.parametrize(
+    "instances",
+    [FakeInstances(AWS), FakeInstances(failure=UnavailableError("provider", "is away", "wait"))],
+    ids=["it is there", "no answer"],
+)
+def test_a_silent_host_is_waited_for_while_its_provider_has_it_or_says_nothing(tmp_path: Path, instances: FakeInstances) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, AWS, instances=instances) as one:
+            await one.run("web")
+            await one.world.lose_host(AWS)
+            gone_after_s = one.control.fabric.config.host_gone_after_s
+            await asyncio.sleep(gone_after_s - 2)
+            assert one.view("web").state is VmState.RUNNING
+            assert 5 < instances.asked < gone_after_s, "now and then, not at every look"
+            await one.until_state("web", VmState.LOST)
+
+    simulate(test())
+
+
+def test_a_provider_is_not_asked_about_a_host_that_is_heard_of_and_what_it_said_of_one_that_is_back_is_forgotten(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, AWS, instances=(instances := FakeInstances())) as one:
+            await one.run("web")
+            await asyncio.sleep(20)
+            assert instances.asked == 0
+            agent = await one.disconnect(AWS)
+            await one.until(lambda: AWS in one.control.fabric.destroyed)
+            await one.connect(agent)
+            await one.until(lambda: not one.control.fabric.destroyed)
 
     simulate(test())
 

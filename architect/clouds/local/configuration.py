@@ -35,6 +35,7 @@ def write_control(folder: StateFolder, layout: FabricLayout) -> Path:
         edge_name=EDGE_NAME,
         edge_address=str(layout.edge_link.inner_address),
         edge_port=EDGE_PORT,
+        local_state_dir=str(folder.root),
     )
     write_config(home / "config.json", config)
     return home / "config.json"

@@ -1,45 +1,46 @@
-"""Hold points: where tests make a handover wait, so that a fault hits it in a state that is known.
+"""Hold points: where tests make a handover wait, so that a fault hits it in a sub-step that is known.
 
-A test makes the folder `hold` in a host's state folder and in it an empty file named by a step below. A handover that gets to that
-step makes `STEP.reached` beside it and waits until the file is gone, `HOLD_S_MAX` have passed, or the step's own deadline ends
-it. Where there is no such folder when a handover's ports are made, its ports are not wrapped and nothing here runs.
+Every step of both engines is one (`hold_points` names them; they come from the step tables, so a new step has one at once): the
+handover waits before the step's actions are performed. A test makes the folder `hold` in a host's state folder and in it an empty
+file, named by the point (`source-cut`: every VM) or by point and VM (`source-cut@vm-6a3f30e7b1cd`). A handover that gets there
+makes `FILE.reached` beside it and waits until the file is gone or `HOLD_S_MAX` have passed. Where there is no such folder when a
+handover's ports are made, they get no gate and nothing here runs.
 
-=================  ============================================================================================
-source-precopy     all memory has been copied once, the VM runs
-source-paused      the VM stands; nothing of its last state has been sent
-source-cut         the last state is saved, the memory's last cut is next; the target knows nothing of it
-source-serving     post-copy: the source is about to send the rest
-target-cut         the target has the last state, and has not loaded it
-target-loaded      everything is loaded, the claim is next
-target-claimed     the VM is the target's by record, and does not run yet
-target-filling     post-copy: the VM runs at the target, pages are missing
-target-disk        post-copy: the whole disk is at the target
-=================  ============================================================================================
+==================  ==========================================================================================
+source-planned      the agent has been asked for the move, nothing has begun
+source-STEP         before the actions of that `SourceStep`; `source-undo`: before each undoing action
+target-reserved     room is kept, the machine is about to be started
+target-started      the cut has arrived, and is not accepted yet
+target-STEP         before the actions of that `TargetStep`
+==================  ==========================================================================================
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from architect.migration.source_ports import SourcePorts
+from architect.migration.source_steps import SourceStep
+from architect.migration.target_engine import TargetStep
 from architect.migration.target_ports import TargetPorts
+from architect.model.handover_state import HandoverState
+from architect.model.ids import VmId
 
 HOLD_S_MAX = 120.0
 POLL_S = 0.02
-
-BEFORE_SOURCE_MEMORY = {"cut": "source-cut", "serve_until_done": "source-serving"}
-AFTER_SOURCE_MEMORY = {"bulk": "source-precopy"}
-AFTER_SOURCE_MACHINE = {"pause": "source-paused"}
-BEFORE_TARGET_MEMORY = {"apply_cut": "target-cut", "wait_all_present": "target-filling"}
-AFTER_TARGET_MACHINE = {"load_device_state": "target-loaded", "wait_disk_present": "target-disk"}
-BEFORE_TARGET_MACHINE = {"resume": "target-claimed"}
+PLANNED = f"source-{HandoverState.PLANNED.value}"
 
 PortsT = TypeVar("PortsT", SourcePorts, TargetPorts)
+
+
+def hold_points() -> tuple[str, ...]:
+    """Every hold point, in the order of the steps."""
+    source = tuple(f"source-{step.value}" for step in SourceStep if not step.is_terminal)
+    return (PLANNED, *source, *(f"target-{step.value}" for step in TargetStep if not step.is_terminal))
 
 
 class HoldPoints:
@@ -51,51 +52,30 @@ class HoldPoints:
     def __init__(self, state_dir: Path) -> None:
         self._folder = state_dir / "hold"
 
-    def around(self, ports: PortsT) -> PortsT:
-        """The ports, made to wait at their steps where a test asks for it."""
-        if not self._folder.is_dir():
-            return ports
-        if isinstance(ports, SourcePorts):
-            machine: Any = _Held(self, ports.machine, {}, AFTER_SOURCE_MACHINE)
-            memory: Any = _Held(self, ports.memory, BEFORE_SOURCE_MEMORY, AFTER_SOURCE_MEMORY)
-        else:
-            machine = _Held(self, ports.machine, BEFORE_TARGET_MACHINE, AFTER_TARGET_MACHINE)
-            memory = _Held(self, ports.memory, BEFORE_TARGET_MEMORY, {})
-        return msgspec.structs.replace(ports, machine=machine, memory=memory)
+    def around(self, ports: PortsT, vm: VmId) -> PortsT:
+        """The ports, with a gate where tests ask for one."""
+        return msgspec.structs.replace(ports, gate=VmGate(self._folder, vm)) if self._folder.is_dir() else ports
 
-    async def wait(self, step: str) -> None:
-        """Wait while the step's file exists."""
-        path = self._folder / step
-        if not path.exists():
-            return
-        (self._folder / f"{step}.reached").touch()
-        for _ in range(int(HOLD_S_MAX / POLL_S)):
+    async def wait_planned(self, vm: VmId) -> None:
+        """Wait before a move begins, where a test asks for it."""
+        if self._folder.is_dir():
+            await VmGate(self._folder, vm).wait(PLANNED)
+
+
+class VmGate:
+    """`StepGate`: the hold points of one VM."""
+
+    def __init__(self, folder: Path, vm: VmId) -> None:
+        self._folder = folder
+        self._vm = vm
+
+    async def wait(self, point: str) -> None:
+        """Wait while a file of that point exists, for all VMs or for this one."""
+        for path in (self._folder / point, self._folder / f"{point}@{self._vm}"):
             if not path.exists():
-                return
-            await asyncio.sleep(POLL_S)
-
-
-class _Held:
-    """A port whose named calls wait, before or after they were carried out."""
-
-    def __init__(self, points: HoldPoints, port: object, before: Mapping[str, str], after: Mapping[str, str]) -> None:
-        self._points = points
-        self._port = port
-        self._before = before
-        self._after = after
-
-    def __getattr__(self, name: str) -> Any:
-        call = getattr(self._port, name)
-        before, after = self._before.get(name), self._after.get(name)
-        if before is None and after is None:
-            return call
-
-        async def held(*arguments: Any, **named: Any) -> Any:
-            if before is not None:
-                await self._points.wait(before)
-            result = await call(*arguments, **named)
-            if after is not None:
-                await self._points.wait(after)
-            return result
-
-        return held
+                continue
+            path.with_name(f"{path.name}.reached").touch()
+            for _ in range(int(HOLD_S_MAX / POLL_S)):
+                if not path.exists():
+                    break
+                await asyncio.sleep(POLL_S)

@@ -90,6 +90,7 @@ class Moves:
 
     async def open_handover(self, request: MigrateVm) -> Handover:
         """As the port says."""
+        await self._holds.wait_planned(request.vm)
         vm = self._table.find(request.vm)
         if vm.record.phase is not VmPhase.RUNNING:
             state = vm.record.end_state or vm.record.phase
@@ -147,7 +148,7 @@ class Moves:
             Bases(host),
             host.ownership,
         )
-        return Handover(plan, self._holds.around(ports), TargetDial(host, request.target))
+        return Handover(plan, self._holds.around(ports, vm.spec.id), TargetDial(host, request.target))
 
     def keep(self, plan: HandoverPlan) -> None:
         """As the port says."""
@@ -205,7 +206,7 @@ class Moves:
             Bases(host),
             host.ownership,
         )
-        return self._holds.around(ports)
+        return self._holds.around(ports, vm.record.id)
 
     def taken_over(self, migration: MigrationId, spec: VmSpec, term: int) -> None:
         """As the port says."""

@@ -133,6 +133,8 @@ class HandoverDriver:
         try:
             async with asyncio.TaskGroup() as outer:
                 beside = [outer.create_task(link.watch())] if state.step in WATCHED else []
+                if (gate := self._handover.ports.gate) is not None:
+                    await gate.wait(f"source-{state.step.value}")
                 async with asyncio.TaskGroup() as group:
                     for action in actions_of(state):
                         group.create_task(one(action))

@@ -95,6 +95,14 @@ class DialPort(Protocol):
         ...
 
 
+class StepGate(Protocol):
+    """Where a test makes a handover wait before a step's actions are performed. There is none in production."""
+
+    async def wait(self, point: str) -> None:
+        """Return when the handover may go on. `point`: `source-STEP` or `target-STEP`."""
+        ...
+
+
 async def decided_record(log: OwnershipLog, record: OwnershipRecord) -> OwnershipRecord:
     """The record that decides what `record` wanted to: the one that exists for its term, or a later one, or the log's end.
 

@@ -11,7 +11,7 @@ import msgspec
 
 from architect.migration.handover_plan import HandoverPlan, MemoryCut, MemoryProgress, MirrorProgress, RoundStats
 from architect.migration.ownership_log import OwnershipLog
-from architect.migration.ports import BasePort, DialPort, EdgePort, LogPort
+from architect.migration.ports import BasePort, DialPort, EdgePort, LogPort, StepGate
 from architect.model.ids import MigrationId
 from architect.wire.agent_messages import MigrateVm, MigrationReport
 
@@ -158,6 +158,7 @@ class SourcePorts(msgspec.Struct, frozen=True):
     log: LogPort
     bases: BasePort
     ownership: OwnershipLog
+    gate: StepGate | None = None
 
 
 class Handover(msgspec.Struct, frozen=True):

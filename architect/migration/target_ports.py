@@ -11,7 +11,7 @@ import msgspec
 
 from architect.errors import HostError
 from architect.migration.ownership_log import OwnershipLog
-from architect.migration.ports import BasePort, EdgePort, LogPort
+from architect.migration.ports import BasePort, EdgePort, LogPort, StepGate
 from architect.model.handover_span import Span
 from architect.model.handover_state import HandoverState
 from architect.model.ids import HostName, MigrationId, VmId
@@ -150,6 +150,7 @@ class TargetPorts(msgspec.Struct, frozen=True):
     log: LogPort
     bases: BasePort
     ownership: OwnershipLog
+    gate: StepGate | None = None
 
 
 class TargetHostPort(Protocol):

@@ -119,6 +119,7 @@ class TargetSession:
 
     async def start(self) -> MemoryListener:
         """Start the machine, halted; it listens for memory and disk."""
+        await self._pass_gate(TargetStep.RESERVED)
         async with self._lock:
             self._expect(TargetStep.RESERVED)
             try:
@@ -149,6 +150,7 @@ class TargetSession:
 
     async def accept_cut(self, cut: Cut, body: bytes) -> None:
         """Take the VM's last state in; `take_over` is next."""
+        await self._pass_gate(TargetStep.STARTED)
         async with self._lock:
             self._expect(TargetStep.STARTED)
             if not 0 < cut.device_state_bytes <= len(body):
@@ -228,8 +230,12 @@ class TargetSession:
             await asyncio.wait([self._greeting])
 
     async def _step(self) -> None:
-        if delay_s := delay_s_of(self._state):
+        waiting = self._state
+        if delay_s := delay_s_of(waiting):
             await self._setting.clock.sleep(delay_s)
+        await self._pass_gate(waiting.step)
+        if self._state is not waiting:
+            return  # an abort came meanwhile
         state = self._state
         results: list[TargetEvent | None] = []
 
@@ -249,6 +255,10 @@ class TargetSession:
         # An abort that came meanwhile has moved the state on already; what was performed is undone with the rest.
         if self._state is state:
             self._state = advance(state, next((event for event in results if event is not None), Performed()))
+
+    async def _pass_gate(self, step: TargetStep) -> None:
+        if self._ports.gate is not None:
+            await self._ports.gate.wait(f"target-{step.value}")
 
     async def _perform(self, action: TargetAction) -> TargetEvent | None:
         limits = self._setting.limits

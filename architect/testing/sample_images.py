@@ -105,6 +105,20 @@ def verifier_image(layout: Path, tag: str = "verifier", command: tuple[str, ...]
     return write_image(layout, tag, files, ImageSettings(cmd=command))
 
 
+def witness_image(layout: Path, tag: str = "witness") -> str:
+    """The witness (native/verify) on port 7000, TCP and UDP, with both verifiers at a low rate beside it."""
+    start = (
+        "memory-verify --size-mib 8 --rate-mib 0.5 --sweep-mib 1 & "
+        "disk-verify --size-mib 2 --rate-mib 0.1 --sweep-mib 0.2 & "
+        "exec witness"
+    )
+    files = base_files() | busybox_files() | _verifier_files()
+    sources = (VERIFIER_SOURCES / "witness.c", VERIFIER_SOURCES / "pattern.c")
+    files["/usr/bin/witness"] = ImageFile(compile_static("witness", sources), 0o755)
+    files["/etc/witness"] = text(f"{tag}\n")  # another tag is another disk
+    return write_image(layout, tag, files, ImageSettings(entrypoint=("/bin/sh", "-c", start)))
+
+
 def demo_image(layout: Path, tag: str = "demo") -> str:
     """The demo's VM: AFL++ on a small target, and a service with streams, datagrams and a status line (demo/image)."""
     files = base_files() | busybox_files() | program_files("afl-fuzz")

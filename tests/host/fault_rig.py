@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import http.client
 import json
@@ -11,12 +12,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from architect.cli import vm_commands
 from architect.clouds.local.layout import StateFolder
+from architect.errors import ArchitectError
 from architect.runtime.namespaces import namespace_path, run_in_namespace
 from architect.runtime.processes import ProcessIdentity, is_alive, processes_where
 from tests.host.fabric_rig import PATIENCE_S, CommandFailedError, FabricRig
@@ -32,13 +36,35 @@ TICKS = (
 class Move:
     """`architect migrate`, under way."""
 
-    def __init__(self, rig: FabricRig, name: str, to: str, mode: str, *words: str) -> None:
-        self._process = rig.start("--json", "migrate", name, "--to", to, "--mode", mode, *words)
+    def __init__(self, rig: FabricRig, name: str, to: str, *words: str) -> None:
+        self._process = rig.start("--json", "migrate", name, "--to", to, *words)
 
     def outcome(self, timeout_s: float = PATIENCE_S) -> tuple[int, str]:
         """Exit status and last words, once it has ended."""
         out, err = self._process.communicate(timeout=timeout_s)
         return self._process.returncode, (err or out).strip()
+
+
+class MoveInside:
+    """The same in a thread of the test: what `architect migrate` does, without the start of a process."""
+
+    def __init__(self, state_dir: Path, name: str, to: str, mode: str = "auto", *, verify: bool = False) -> None:
+        self._end: tuple[int, str] | None = None
+        self._options = argparse.Namespace(state_dir=state_dir, json=True, vm=name, to=to, mode=mode, verify=verify)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._end = vm_commands.migrate(self._options), ""
+        except ArchitectError as error:
+            self._end = error.exit_status, str(error)
+
+    def outcome(self, timeout_s: float = PATIENCE_S) -> tuple[int, str]:
+        """As of `Move`."""
+        self._thread.join(timeout_s)
+        assert self._end is not None, f"the move has not ended in {timeout_s:g} s"
+        return self._end
 
 
 class _RestConnection(http.client.HTTPConnection):
@@ -72,6 +98,28 @@ class FaultRig:
                     raise
                 time.sleep(0.2)
 
+    def read_lines(self, path: str) -> list[Any]:
+        """The items of a stream of the REST interface, but for its end."""
+        with contextlib.closing(_RestConnection(self.rig.state_dir / "control.sock")) as connection:
+            connection.request("GET", f"/v1/{path}")
+            items = [json.loads(line) for line in connection.getresponse().read().splitlines() if line.strip()]
+        return [item for item in items if "result" not in item]
+
+    def begin_move(self, name: str, to: str, *words: str) -> Move:
+        """`architect migrate`, begun."""
+        return Move(self.rig, name, to, *words)
+
+    def begin_inside(self, name: str, to: str, mode: str = "auto", *, verify: bool = False) -> MoveInside:
+        """The same, cheaper."""
+        return MoveInside(self.rig.state_dir, name, to, mode, verify=verify)
+
+    def remove(self, name: str) -> None:
+        """`architect rm --force`, without the start of a process."""
+        with contextlib.closing(_RestConnection(self.rig.state_dir / "control.sock")) as connection:
+            connection.request("DELETE", f"/v1/vms/{name}?force=true")
+            answer = connection.getresponse()
+            assert answer.status == 200, answer.read()
+
     def state(self, name: str) -> str:
         """The VM's state."""
         found = self.read(f"vms/{name}")
@@ -96,7 +144,7 @@ class FaultRig:
         path = self.asked_to_hold(source if step.startswith("source") else target, step)
         folder = path.parent
         try:
-            move = Move(self.rig, name, target, mode)
+            move = self.begin_move(name, target, "--mode", mode)
             self.rig.wait(f"the move is at {step}", (folder / f"{step}.reached").exists)
             yield move
         finally:
@@ -109,6 +157,15 @@ class FaultRig:
             with self.held(name, source, target, step) as move:
                 cutting.enter_context(self.cut(source, target))
             yield move
+
+    def await_ready(self, *hosts: str) -> None:
+        """Until the hosts' agents are connected."""
+
+        def are_ready() -> bool:
+            found = {host["name"]: host["state"] for host in self.read("hosts")}
+            return all(found.get(host) == "ready" for host in hosts)
+
+        self.rig.wait(f"{' and '.join(hosts)} are ready", are_ready)
 
     def open_host(self, host: str) -> None:
         """The host takes VMs again."""
@@ -170,7 +227,7 @@ class FaultRig:
         def fits(process: ProcessIdentity) -> bool:
             try:
                 is_memory = Path(f"/proc/{process.pid}/comm").read_text() == "memory_main\n"
-                return is_memory and _is_inside(process, namespace) and any(vm in path for path in _open_files(process))
+                return is_memory and is_inside(process, namespace) and any(vm in path for path in _open_files(process))
             except OSError:
                 return False
 
@@ -178,13 +235,20 @@ class FaultRig:
 
     def qemu(self, host: str, vm: str) -> ProcessIdentity:
         """The VM's QEMU on the host."""
-        namespace = os.stat(namespace_path(self.namespace(host)))
-        here = [process for process in self.rig.machine_processes(vm) if _is_inside(process, namespace.st_ino)]
-        return _one(here, f"QEMU of {vm} on {host}")
+        return _one(self.qemus(host, vm), f"QEMU of {vm} on {host}")
+
+    def qemus(self, host: str, vm: str) -> list[ProcessIdentity]:
+        """The same, be it there or not."""
+        namespace = os.stat(namespace_path(self.namespace(host))).st_ino
+        return [process for process in self.rig.machine_processes(vm) if is_inside(process, namespace)]
 
     def kill(self, process: ProcessIdentity) -> None:
         """`kill -9`, and wait until it is gone."""
         os.kill(process.pid, signal.SIGKILL)
+        self.wait_gone(process)
+
+    def wait_gone(self, process: ProcessIdentity) -> None:
+        """Until the process has ended."""
         self.rig.wait(f"process {process.pid} is gone", lambda: not is_alive(process))
 
     # network
@@ -259,7 +323,7 @@ class FaultRig:
         assert seen == list(range(len(seen)))
         found = self.read(f"vms/{name}")
         host = str(found["host"])
-        assert _is_inside(rig.machine_processes(vm)[0], os.stat(namespace_path(self.namespace(host))).st_ino)
+        assert is_inside(rig.machine_processes(vm)[0], os.stat(namespace_path(self.namespace(host))).st_ino)
         self.assert_answers(found["endpoints"][0]["port"])
         self.assert_clean(name, vm, host)
         return host
@@ -343,7 +407,8 @@ def _open_files(process: ProcessIdentity) -> list[str]:
     return [os.readlink(path) for path in Path(f"/proc/{process.pid}/fd").iterdir()]
 
 
-def _is_inside(process: ProcessIdentity, namespace_inode: int) -> bool:
+def is_inside(process: ProcessIdentity, namespace_inode: int) -> bool:
+    """Whether the process is in that network namespace."""
     try:
         return os.stat(f"/proc/{process.pid}/ns/net").st_ino == namespace_inode
     except OSError:

@@ -1,13 +1,11 @@
-"""Faults in a real fabric: whoever is killed in whatever state of a move, one copy runs in the end, or the VM is reported lost."""
+"""Faults in a real fabric beside the matrix (`test_fault_matrix`): what is refused, who is killed while no VM moves."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from architect.runtime.processes import ProcessIdentity
 from architect.testing.sample_images import busybox_image
 from tests.host.fabric_rig import FabricRig, fabric
 from tests.host.fault_rig import TICKS, FaultRig
@@ -15,18 +13,6 @@ from tests.host.fault_rig import TICKS, FaultRig
 pytestmark = [pytest.mark.host, pytest.mark.timeout(300)]
 
 SOURCE, TARGET = "aws-1", "gcp-1"
-Victim = Callable[[FaultRig, str], ProcessIdentity]
-VICTIMS: dict[str, Victim] = {
-    "source-qemu": lambda faults, vm: faults.qemu(SOURCE, vm),
-    "target-qemu": lambda faults, vm: faults.qemu(TARGET, vm),
-    "source-memory": lambda faults, vm: faults.memory(SOURCE, vm),
-    "target-memory": lambda faults, vm: faults.memory(TARGET, vm),
-    "source-agent": lambda faults, vm: faults.agent(SOURCE),
-    "target-agent": lambda faults, vm: faults.agent(TARGET),
-    "control": lambda faults, vm: faults.rig.processes("architect control")[0],
-    "edge": lambda faults, vm: faults.rig.processes("architect edge")[0],
-    "supervisor": lambda faults, vm: faults.rig.processes("architect supervisor")[0],
-}
 
 
 @pytest.fixture(scope="module")
@@ -57,113 +43,12 @@ def busybox(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 PAIR = {"first": 7777, "second": 7778}
-SETTLED = "the VM runs at one of the two"
-LOST = "the VM is lost"
-AT_SOURCE, AT_TARGET = "the VM runs at the source", "the VM runs at the target"
-CASES = [
-    ("source-precopy", "source-qemu", LOST),
-    ("source-precopy", "source-memory", AT_SOURCE),
-    ("source-precopy", "target-memory", AT_SOURCE),
-    ("source-precopy", "source-agent", AT_SOURCE),
-    ("source-precopy", "target-agent", AT_SOURCE),
-    ("source-cut", "source-memory", AT_SOURCE),
-    ("source-cut", "source-agent", AT_SOURCE),
-    ("source-cut", "target-agent", AT_SOURCE),
-    ("source-cut", "edge", AT_TARGET),
-    ("target-loaded", "target-qemu", AT_SOURCE),
-    ("target-loaded", "target-memory", AT_TARGET),
-    ("target-loaded", "source-agent", SETTLED),
-    ("target-claimed", "target-qemu", AT_SOURCE),
-    ("target-claimed", "target-agent", AT_TARGET),
-]
-MORE_CASES = [
-    ("source-precopy", "target-qemu", AT_SOURCE),
-    ("source-precopy", "control", AT_TARGET),
-    ("source-precopy", "supervisor", AT_TARGET),
-    ("source-cut", "source-qemu", LOST),
-    ("source-cut", "target-qemu", AT_SOURCE),
-    ("source-cut", "target-memory", AT_SOURCE),
-    ("source-cut", "control", AT_TARGET),
-    ("target-loaded", "source-qemu", AT_TARGET),
-    ("target-loaded", "source-memory", AT_TARGET),
-    ("target-loaded", "target-agent", AT_SOURCE),
-    ("target-claimed", "source-agent", AT_TARGET),
-]
-
-
-@pytest.mark.parametrize(
-    ("step", "victim", "expected"),
-    [pytest.param(*case, id=f"{case[0]}-{case[1]}") for case in CASES]
-    + [pytest.param(*case, id=f"{case[0]}-{case[1]}", marks=pytest.mark.soak) for case in MORE_CASES],
-)
-def test_a_process_killed_during_a_move_costs_no_vm_whose_memory_is_left(
-    rig: FabricRig, faults: FaultRig, busybox: str, step: str, victim: str, expected: str
-) -> None:
-    name = "moving"
-    vm = rig.run(busybox, name, "--host", SOURCE, "--publish", "7777:7777", *TICKS)["id"]
-    with faults.held(name, SOURCE, TARGET, step) as move:
-        faults.kill(VICTIMS[victim](faults, vm))
-    if victim == "supervisor":
-        rig.up()
-    status, words = move.outcome()
-    print(f"{step} × {victim}: exit {status}: {words[-300:]}")
-    if expected is LOST:
-        faults.assert_lost(name, vm)
-        return
-    host = faults.assert_lives(name, vm)
-    assert expected is SETTLED or host == (SOURCE if expected is AT_SOURCE else TARGET)
-    assert (status == 0) == (host == TARGET) or victim == "control", words
-    faults.assert_moves(name, TARGET if host == SOURCE else SOURCE)
-    faults.assert_lives(name, vm)
-    rig.remove(name)
-
-
-@pytest.mark.parametrize(
-    ("step", "expected"), [("source-precopy", AT_SOURCE), ("source-cut", AT_SOURCE), ("target-loaded", SETTLED)]
-)
-def test_a_link_cut_between_the_hosts_costs_a_move_but_no_vm(
-    rig: FabricRig, faults: FaultRig, busybox: str, step: str, expected: str
-) -> None:
-    name = "moving"
-    vm = rig.run(busybox, name, "--host", SOURCE, "--publish", "7777:7777", *TICKS)["id"]
-    with faults.cut_during(name, SOURCE, TARGET, step) as move:
-        if expected is SETTLED:
-            time.sleep(10)  # a source that cannot ask whether the VM runs at the target keeps its copy until it can
-        else:
-            status, words = move.outcome()
-    if expected is SETTLED:
-        status, words = move.outcome()
-    print(f"{step} × cut: exit {status}: {words[-300:]}")
-    rig.wait("it runs", lambda: faults.state(name) == "running")
-    host = faults.assert_lives(name, vm)
-    assert expected is SETTLED or host == SOURCE
-    assert (status == 0) == (host == TARGET), words
-    faults.assert_moves(name, TARGET if host == SOURCE else SOURCE)
-    faults.assert_lives(name, vm)
-    rig.remove(name)
-
-
-@pytest.mark.parametrize("victim", ["source-agent", "target-agent", "source-memory", "target-memory"])
-def test_a_process_killed_while_pages_are_missing_costs_no_vm(rig: FabricRig, faults: FaultRig, busybox: str, victim: str) -> None:
-    name = "filling"
-    vm = rig.run(busybox, name, "--host", SOURCE, "--publish", "7777:7777", *TICKS)["id"]
-    disk = faults.asked_to_hold(TARGET, "target-disk")
-    with faults.held(name, SOURCE, TARGET, "source-serving", "postcopy") as move:
-        rig.wait("the target has its disk", disk.with_name("target-disk.reached").exists)
-        disk.unlink()
-        faults.kill(VICTIMS[victim](faults, vm))
-    status, words = move.outcome()
-    print(f"filling × {victim}: exit {status}: {words[-300:]}")
-    assert faults.assert_lives(name, vm) == TARGET
-    faults.assert_moves(name, SOURCE)
-    faults.assert_lives(name, vm)
-    rig.remove(name)
 
 
 def test_a_vm_moves_once_at_a_time_and_only_to_a_host_that_can_take_it(rig: FabricRig, faults: FaultRig, busybox: str) -> None:
     name = "picky"
     vm = rig.run(busybox, name, "--host", SOURCE, "--publish", "7777:7777", *TICKS)["id"]
-    with faults.held(name, SOURCE, TARGET, "source-precopy") as move:
+    with faults.held(name, SOURCE, TARGET, "source-hook") as move:
         second = rig.command("migrate", name, "--to", "azure-1")
         assert (second.returncode, "moving already" in second.stderr) == (4, True), second.stderr
         refused = rig.command("rm", name)

@@ -48,7 +48,7 @@ def test_a_vm_whose_target_machine_dies_before_it_ran_runs_on_at_the_source_with
         flow.settimeout(60)
         flow.sendall(b"before\n")
         assert flow.recv(100) == b"before\n"
-        with faults.held(name, SOURCE, TARGET, "target-claimed", mode) as move:
+        with faults.held(name, SOURCE, TARGET, "target-resume", mode) as move:
             faults.kill(faults.qemu(TARGET, vm))
             if is_agent_killed:
                 faults.kill(faults.agent(TARGET))

@@ -1,5 +1,6 @@
 # make demo    sets everything up and moves a running VM over five hops
-# make test    sets everything up and runs all tests that this machine can run, by WORKERS processes (0: by one, in order)
+# make test    sets everything up and runs all tests that this machine can run: first those that need only processors, by as many
+#              processes as there are (CORES), then those of kind host, by WORKERS processes (0: by one, in order)
 # make soak    runs the long tests; SEEDS=A..B JOBS=N for the simulation
 # make bench   runs the benchmarks; NAME=migration for one, FULL=1 for all that it knows (hours); JSON under out/bench/
 # make check   the style checks: ruff, mypy, import-linter, tidy
@@ -10,6 +11,8 @@ NAME ?=
 FULL ?=
 ARGS ?=
 WORKERS ?= 0
+CORES ?= $(shell n=$$(nproc); echo $$((n > 4 ? 4 : n)))
+PYTEST := $(PYTHON) -m pytest --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup packages venv demo test check bench soak clean
 
@@ -30,7 +33,10 @@ demo: setup
 	@$(PYTHON) -m demo.main
 
 test: setup
-	@$(PYTHON) -m pytest -m "not soak" --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder tests
+	@failed=0; \
+	$(PYTEST) -m "not soak and not host" --numprocesses $(CORES) tests || failed=1; \
+	$(PYTEST) -m "not soak and host" --numprocesses $(WORKERS) tests || failed=1; \
+	exit $$failed
 
 soak: setup
 	@$(PYTHON) -m pytest -m soak --timeout 7200 tests

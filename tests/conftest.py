@@ -40,8 +40,10 @@ def pytest_sessionstart() -> None:
     _is_isolated = leftovers.isolate()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what the machine cannot run, with the reason."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what the machine cannot run, with the reason. Workers get the files of minutes first, so that they end together."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("host") is None and item.path.parent.name != "simulation")
     for item in items:
         mark = item.get_closest_marker("host")
         if mark is None:

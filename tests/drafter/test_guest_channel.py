@@ -60,7 +60,7 @@ def test_a_request_is_repeated_with_its_id_after_a_disconnection(tmp_path: Path)
         await task
         second = await guest.wait_received(FrameType.CONFIGURE, 2)
         assert (first.seq, first.payload) == (second.seq, second.payload)
-        assert guest.sessions[0] != guest.sessions[1]
+        assert guest.sessions[0] != guest.sessions[-1], "HELLO may be said again in a session, where a guest is slow to answer"
 
     play(tmp_path, script)
 

@@ -101,7 +101,7 @@ class HostedVm:
         return VmObservation(
             record.id,
             state,
-            record.term,
+            record.held_term,
             record.spec,
             record.reason or (stands_because if state is VmState.PAUSED else ""),
             record.exit_code,

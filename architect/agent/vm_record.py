@@ -59,6 +59,11 @@ class VmRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The VM's id."""
         return self.request.id
 
+    @property
+    def held_term(self) -> int:
+        """The term by which this host has the VM; 0 while it is still to come: `term` is the source's then."""
+        return 0 if self.phase is VmPhase.INCOMING else self.term
+
 
 _VM_RECORD_DECODER = msgspec.json.Decoder(VmRecord)
 

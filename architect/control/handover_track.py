@@ -68,6 +68,12 @@ def with_report(record: MigrationRecord, report: MigrationReport, now_s: float) 
     return with_state(msgspec.structs.replace(record, report=joined(record.report, report)), report.state, now_s, report.reason)
 
 
+def has_taken_over(record: MigrationRecord, sighting: Sighted) -> bool:
+    """Whether this shows that the target has the VM: by a newer term, and not as one that is still to come."""
+    seen = sighting.observation
+    return sighting.host == record.target and seen.term > record.source_term and seen.state is not VmState.MIGRATING
+
+
 def settle(record: MigrationRecord, sightings: list[Sighted], ends: Ends, now_s: float) -> MigrationRecord:
     """The record after a look at the reports: ended if they leave no doubt, else as far as they show.
 
@@ -79,7 +85,7 @@ def settle(record: MigrationRecord, sightings: list[Sighted], ends: Ends, now_s:
             return with_report(record, report, now_s)
     at = {sighting.host: sighting.observation for sighting in sightings}
     source, target = at.get(record.source), at.get(record.target)
-    if target is not None and target.term > record.source_term:
+    if target is not None and any(has_taken_over(record, sighting) for sighting in sightings):
         if target.state is VmState.LOST:
             lost = with_state(record, HandoverState.POSTCOPY, now_s)
             return with_state(lost, HandoverState.LOST, now_s, target.reason or "the target lost it")

@@ -16,7 +16,7 @@ from architect.control.book import Change
 from architect.control.fabric import Fabric
 from architect.control.fleet import DisconnectedError
 from architect.control.followers import Follower, Progress
-from architect.control.handover_track import BEFORE_COMMIT, Ends, settle, with_report, with_state
+from architect.control.handover_track import BEFORE_COMMIT, Ends, has_taken_over, settle, steps_to, with_report, with_state
 from architect.control.move_spans import compare_clocks, control_spans, with_spans
 from architect.control.notices import leave_by_s
 from architect.control.records import Desired, EventKind, HostRecord, MigrationRecord, MoveCause, VmRecord
@@ -89,7 +89,7 @@ def plan_move(
         mode=wish.mode,
         verify=wish.verify,
         cause=cause,
-        source_term=vm.term,
+        source_term=max(vm.term, *(seen.observation.term for seen in fabric.fleet.sighted(vm.id) if seen.host == move.source), 0),
         started_at_s=change.now_s,
         deadline_at_s=move.deadline_at_s,
         bandwidth_bytes_s=wish.bandwidth_bytes_s,
@@ -255,10 +255,7 @@ async def _refused(fabric: Fabric, identity: MigrationId, error: ArchitectError)
     record = fabric.book.moves[identity]
     if record.state.is_terminal:
         return
-    target_has_it = any(
-        sighting.host == record.target and sighting.observation.term > record.source_term
-        for sighting in fabric.fleet.sighted(record.vm)
-    )
+    target_has_it = any(has_taken_over(record, sighting) for sighting in fabric.fleet.sighted(record.vm))
     awaits_report = isinstance(error, NotFoundError) and not fabric.fleet.is_lost(record.target) and await _appears(fabric, record)
     record = fabric.book.moves[identity]
     if record.state not in BEFORE_COMMIT or target_has_it or awaits_report:
@@ -273,17 +270,21 @@ async def _appears(fabric: Fabric, record: MigrationRecord) -> bool:
     deadline_s = fabric.clock.monotonic_s() + fabric.config.host_lost_after_s
     seen = fabric.bell.count
     while (left_s := deadline_s - fabric.clock.monotonic_s()) > 0:
-        for sighting in fabric.fleet.sighted(record.vm):
-            if sighting.host == record.target and sighting.observation.term > record.source_term:
-                return True
+        if any(has_taken_over(record, sighting) for sighting in fabric.fleet.sighted(record.vm)):
+            return True
         seen = await fabric.bell.wait_rung(seen, left_s)
     return False
 
 
 async def _write(fabric: Fabric, record: MigrationRecord, error: ArchitectError | None = None) -> None:
-    """Write down where the move stands; at its end also where the VM is, and tell the followers."""
-    before = fabric.book.moves.get(record.id)
+    """Write down where the move stands; at its end also where the VM is, and tell the followers.
+
+    What was concluded from an older look than what is written down by now is dropped.
+    """
     async with fabric.book.change() as change:
+        before = fabric.book.moves.get(record.id)
+        if before is not None and steps_to(before.state, record.state) is None:
+            return
         change.put(record)
         vm = fabric.book.vms.get(record.vm)
         match record.state:

@@ -132,7 +132,7 @@ class FakeWorld:
                 await self._forget_incoming(move)
                 return
             if state is HandoverState.PREPARING:
-                target.vms[move.report.vm] = replace(source.vms[move.report.vm], state=VmState.MIGRATING)
+                target.vms[move.report.vm] = replace(source.vms[move.report.vm], state=VmState.MIGRATING, term=0)
                 await target.report()
             if state is HandoverState.COMMITTED:
                 vm = source.vms.pop(move.report.vm)

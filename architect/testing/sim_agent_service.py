@@ -74,7 +74,7 @@ class SimAgentService:
         state = STATES.get(record.phase) or record.end_state or VmState.LOST
         qemu = self._agent.host.qemus.get(vm)
         pid = 1 if qemu is not None and qemu.status is not QemuStatus.DEAD else 0
-        return VmObservation(vm, state, record.term, record.spec, record.reason, None, "", pid, moving or record.last_move)
+        return VmObservation(vm, state, record.held_term, record.spec, record.reason, None, "", pid, moving or record.last_move)
 
     async def handle(self, message: Any, body: bytes, call: Call | None) -> Any:
         """Serve one request (a `runtime.rpc` handler)."""

@@ -121,8 +121,11 @@ class MigrationReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class VmObservation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A VM as its host sees it. `progress` is a line for people while it is being created. `held_bytes` is what exists of its
-    memory and disk, and so what a move has to send; 0 if that is not known."""
+    """A VM as its host sees it. `term` is the one by which the host has it; 0: the VM is still to come.
+
+    `progress` is a line for people while it is being created. `held_bytes` is what exists of its memory and disk, and so what a
+    move has to send; 0 if that is not known.
+    """
 
     id: VmId
     state: VmState

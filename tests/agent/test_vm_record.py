@@ -53,3 +53,9 @@ def test_removing_a_folder_takes_all_that_is_in_it_and_may_be_repeated(folder: V
     folder.remove()
     folder.remove()
     assert not folder.path.exists()
+
+
+@pytest.mark.parametrize("phase", VmPhase)
+def test_a_vm_that_is_still_to_come_is_held_by_no_term(phase: VmPhase) -> None:
+    held = msgspec.structs.replace(record(), phase=phase, term=7).held_term
+    assert held == (0 if phase is VmPhase.INCOMING else 7)

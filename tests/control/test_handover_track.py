@@ -78,6 +78,15 @@ def test_the_vm_at_the_target_under_a_new_term_while_the_source_has_it_is_the_co
     assert settled.state is HandoverState.COMMITTED
 
 
+@pytest.mark.parametrize("state", BEFORE)
+def test_a_vm_that_is_still_to_come_is_no_commit_though_an_abort_made_its_term_newer_than_the_one_written_down(
+    state: HandoverState,
+) -> None:
+    arriving = at("b", 4, VmState.MIGRATING)
+    assert settle(move(state), [at("a", 4, VmState.MIGRATING), arriving], HERE, 200.0).state is state
+    assert settle(move(state), [arriving], SILENT, 200.0).state is HandoverState.FAILED
+
+
 def test_the_vm_at_the_source_alone_says_nothing() -> None:
     record = move(HandoverState.PRECOPY)
     assert settle(record, [at("a", 3), at("b", 3, VmState.CREATING)], HERE, 200.0) == record

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import sqlite3
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from architect.control import move_vm
 from architect.control.database import Database, sqlite_url
 from architect.control.end_vm import remove_vm, stop_vm
 from architect.control.evacuate import set_draining
@@ -268,6 +271,55 @@ def test_a_move_whose_source_is_cut_off_from_here_only_is_seen_to_its_end_by_the
             gate.set()
             await one.until_state("web", VmState.RUNNING)
             assert (one.view("web").host, one.kinds()[-1]) == ("gcp-1", "migration-done")
+
+    simulate(test())
+
+
+def test_a_move_after_an_abort_is_not_done_while_it_copies_though_its_source_falls_silent(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            await one.run("web", host="aws-1")
+            source, vm = one.world.agents[HostName("aws-1")], id_of(one, "web")
+            source.vms[vm] = dataclasses.replace(source.vms[vm], term=5)  # by aborts that no report has shown yet
+            gate = one.world.hold[HandoverState.SWITCHOVER] = asyncio.Event()
+            await migrate_vm(one.control.fabric, MoveWish("web", "gcp-1"))
+            await asyncio.sleep(2)
+            (record,) = one.control.fabric.book.moves.values()
+            assert (record.source_term, record.state) == (1, HandoverState.PRECOPY)
+            await one.disconnect("aws-1")
+            await asyncio.sleep(20)
+            assert one.control.fabric.book.moves[record.id].state is not HandoverState.DONE
+            assert one.view("web").host == "aws-1"
+            gate.set()
+
+    simulate(test())
+
+
+def test_a_move_begins_by_the_term_that_its_source_shows(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            await one.run("web", host="aws-1")
+            source, vm = one.world.agents[HostName("aws-1")], id_of(one, "web")
+            source.vms[vm] = dataclasses.replace(source.vms[vm], term=5)
+            await source.report()
+            await asyncio.sleep(1)
+            await one.migrate("web", "gcp-1")
+            (record,) = one.control.fabric.book.moves.values()
+            assert (record.source_term, one.view("web").term) == (5, 6)
+
+    simulate(test())
+
+
+def test_what_an_older_look_concluded_is_not_written_over_a_newer_one(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            await one.run("web", host="aws-1")
+            await one.migrate("web", "gcp-1")
+            (record,) = one.control.fabric.book.moves.values()
+            kinds = one.kinds()
+            for state in (HandoverState.PREPARING, HandoverState.COMMITTED, HandoverState.FAILED):
+                await move_vm._write(one.control.fabric, msgspec.structs.replace(record, state=state))
+            assert one.control.fabric.book.moves[record.id] == record and one.kinds() == kinds
 
     simulate(test())
 

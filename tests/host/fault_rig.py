@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import base64
 import contextlib
 import http.client
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from architect.cli import vm_commands
+from architect.cli.parser import parse
 from architect.clouds.local.layout import StateFolder
 from architect.errors import ArchitectError
 from architect.runtime.namespaces import namespace_path, run_in_namespace
@@ -51,7 +51,10 @@ class MoveInside:
 
     def __init__(self, state_dir: Path, name: str, to: str, mode: str = "auto", *, verify: bool = False) -> None:
         self._end: tuple[int, str] | None = None
-        self._options = argparse.Namespace(state_dir=state_dir, json=True, vm=name, to=to, mode=mode, verify=verify)
+        words = ["migrate", name, "--to", to, "--mode", mode, *(["--verify"] if verify else [])]
+        options = parse(["--json", "--state-dir", str(state_dir), *words])
+        assert options is not None
+        self._options = options
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 

@@ -132,7 +132,7 @@ class TargetMachine:
     async def sync_clock(self) -> None:
         """As the port says."""
         if self._vm.guest is not None:
-            await self._vm.guest.sync_clock()
+            await self._vm.guest.channel.set_clock()
 
     async def destroy(self) -> None:
         """As the port says. Of a VM that was ours, and is lost, record and output stay for its owner to see."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+from collections.abc import Awaitable, Callable
 
 from architect.errors import ArchitectError
 from architect.migration.handover_plan import HandoverLimits
@@ -17,6 +19,9 @@ from architect.migration.target_ports import TargetPorts
 from architect.model.handover_span import Side
 from architect.runtime.clock import Clock
 
+_log = logging.getLogger(__name__)
+
+CLOCK_PATIENCE_S = 120.0
 SILENT_GUEST_S = 0.05
 """How long a guest that has answered is given to send a packet: it may have nothing to send."""
 
@@ -42,19 +47,30 @@ class TargetGreeting:
     async def greet(self, term: int) -> None:
         """Steer the VM's packets here by `term`, tell the guest the time, run its hook; when released, be the only one to speak."""
         await self._steer(term, self._source_address)
-        for name, side, call in (
-            ("set-local", Side.TARGET, self._ports.flows.set_local),
-            ("sync-clock", Side.GUEST, self._ports.machine.sync_clock),
-            ("after-resume", Side.GUEST, lambda: self._ports.machine.run_hook("after-resume")),
-        ):
-            with contextlib.suppress(ArchitectError, TimeoutError), self._spans.span(name, side=side):
-                async with asyncio.timeout(self._limits.hook_timeout_s):
-                    await call()
+        machine = self._ports.machine
+        await self._told("set-local", Side.TARGET, self._ports.flows.set_local)
+        knows_time = await self._told("sync-clock", Side.GUEST, machine.sync_clock)
+        await self._told("after-resume", Side.GUEST, lambda: machine.run_hook("after-resume"))
         await _wait_up_to(self._seen, SILENT_GUEST_S)
         self._seen.set()
         # The source says when it forwards nothing more; one that cannot say it any more does not forward either.
         await _wait_up_to(self._released, self._limits.silence_max_s)
         await self._steer(term, "")
+        until_s = self._clock.monotonic_s() + CLOCK_PATIENCE_S
+        while not knows_time and self._clock.monotonic_s() < until_s:  # one that waits for its pages is slow to answer
+            await self._clock.sleep(self._limits.back_off_max_s)
+            knows_time = await self._told("sync-clock", Side.GUEST, machine.sync_clock)
+        if not knows_time:
+            _log.warning("a moved guest does not take the time: its clock is behind by its pause")
+
+    async def _told(self, name: str, side: Side, call: Callable[[], Awaitable[None]]) -> bool:
+        try:
+            with self._spans.span(name, side=side):
+                async with asyncio.timeout(self._limits.hook_timeout_s):
+                    await call()
+        except (ArchitectError, TimeoutError):
+            return False
+        return True
 
     async def watch_guest(self, resumed_at_s: float) -> None:
         """Note when the first packet of the guest leaves, which runs since `resumed_at_s` by our monotonic clock. Bounded."""

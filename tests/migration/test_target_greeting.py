@@ -52,6 +52,30 @@ def released_after_s(*, first_packet_s: float, answer_s: float) -> float:
     return run_virtual(test())
 
 
+@pytest.mark.parametrize("slow_times", [0, 1, 5])
+def test_a_guest_that_is_slow_to_take_the_time_is_told_it_until_it_has_taken_it(slow_times: int) -> None:
+    taken: list[float] = []
+
+    async def sync_clock() -> None:
+        taken.append(0)
+        await asyncio.sleep(60 if len(taken) <= slow_times else 0.01)
+
+    async def test() -> None:
+        ports = SimpleNamespace(
+            edge=SimpleNamespace(steer=takes(0)),
+            flows=SimpleNamespace(set_local=takes(0)),
+            machine=SimpleNamespace(sync_clock=sync_clock, run_hook=takes(0)),
+        )
+        clock = LoopClock()
+        greeting = TargetGreeting(cast(TargetPorts, ports), clock, LIMITS, SpanRecorder(clock, Side.TARGET), "10.0.0.2", "10.0.0.1")
+        task = asyncio.create_task(greeting.greet(3))
+        await greeting.release()
+        await task
+
+    run_virtual(test())
+    assert len(taken) == slow_times + 1
+
+
 def test_a_guest_that_sends_is_seen_however_long_it_takes_to_answer_us() -> None:
     assert released_after_s(first_packet_s=0.09, answer_s=1.0) == pytest.approx(0.09)
 

@@ -76,8 +76,9 @@ def test_a_guest_that_is_slow_to_take_the_time_is_told_it_until_it_has_taken_it(
     assert len(taken) == slow_times + 1
 
 
-def test_a_guest_that_sends_is_seen_however_long_it_takes_to_answer_us() -> None:
-    assert released_after_s(first_packet_s=0.09, answer_s=1.0) == pytest.approx(0.09)
+def test_a_guest_that_sends_is_busy_until_it_has_answered_us() -> None:
+    assert released_after_s(first_packet_s=0.09, answer_s=0.12) == pytest.approx(0.12 + ROUND_TRIP_S)
+    assert released_after_s(first_packet_s=0.09, answer_s=1.0) == pytest.approx(LIMITS.seen_timeout_s)
 
 
 def test_a_guest_that_answers_and_is_silent_is_given_a_moment_to_send() -> None:

@@ -83,15 +83,14 @@ def settle(record: MigrationRecord, sightings: list[Sighted], ends: Ends, now_s:
         report = sighting.observation.migration
         if report is not None and report.id == record.id and report.state.is_terminal:
             return with_report(record, report, now_s)
-    at = {sighting.host: sighting.observation for sighting in sightings}
-    source, target = at.get(record.source), at.get(record.target)
-    if target is not None and any(has_taken_over(record, sighting) for sighting in sightings):
+    target = next((sighting.observation for sighting in sightings if has_taken_over(record, sighting)), None)
+    if target is not None:
         if target.state is VmState.LOST:
             lost = with_state(record, HandoverState.POSTCOPY, now_s)
             return with_state(lost, HandoverState.LOST, now_s, target.reason or "the target lost it")
         if target.migration is not None and target.migration.id == record.id:
             return with_report(record, target.migration, now_s)
-        if ends.source_lost or source is None:
+        if ends.source_lost or not any(sighting.host == record.source for sighting in sightings):
             return with_state(record, HandoverState.DONE, now_s)
         return with_state(record, HandoverState.COMMITTED, now_s)
     return _settle_unseen(record, ends, now_s)

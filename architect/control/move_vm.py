@@ -89,7 +89,7 @@ def plan_move(
         mode=wish.mode,
         verify=wish.verify,
         cause=cause,
-        source_term=max(vm.term, *(seen.observation.term for seen in fabric.fleet.sighted(vm.id) if seen.host == move.source), 0),
+        source_term=vm.term,
         started_at_s=change.now_s,
         deadline_at_s=move.deadline_at_s,
         bandwidth_bytes_s=wish.bandwidth_bytes_s,

@@ -31,6 +31,7 @@ from architect.model.handover_state import HandoverState
 from architect.model.ids import HostName
 from architect.model.sizes import MIB
 from architect.model.vm_state import VmState
+from architect.testing.fake_agent import FakeAgent
 from architect.testing.virtual_time import InlineExecutor
 from architect.wire.agent_messages import MigrateVm
 from tests.control.rig import Rig, ended, id_of, rig, simulate
@@ -46,6 +47,13 @@ async def begin(one: Rig, held: HandoverState | None = None, wish: MoveWish | No
     await one.run("web", host="aws-1")
     await migrate_vm(one.control.fabric, wish if wish is not None else MoveWish("web", "gcp-1"))
     return gate
+
+
+def raise_term(one: Rig) -> FakeAgent:
+    """Aborted moves have brought `web` on aws-1 to term 5. The host's agent."""
+    source, vm = one.world.agents[HostName("aws-1")], id_of(one, "web")
+    source.vms[vm] = dataclasses.replace(source.vms[vm], term=5)
+    return source
 
 
 def test_a_move_ends_with_the_vm_at_the_target_and_its_numbers(tmp_path: Path) -> None:
@@ -279,8 +287,7 @@ def test_a_move_after_an_abort_is_not_done_while_it_copies_though_its_source_fal
     async def test() -> None:
         async with rig(tmp_path, "aws-1", "gcp-1") as one:
             await one.run("web", host="aws-1")
-            source, vm = one.world.agents[HostName("aws-1")], id_of(one, "web")
-            source.vms[vm] = dataclasses.replace(source.vms[vm], term=5)  # by aborts that no report has shown yet
+            raise_term(one)  # no report has shown it yet
             gate = one.world.hold[HandoverState.SWITCHOVER] = asyncio.Event()
             await migrate_vm(one.control.fabric, MoveWish("web", "gcp-1"))
             await asyncio.sleep(2)
@@ -299,9 +306,7 @@ def test_a_move_begins_by_the_term_that_its_source_shows(tmp_path: Path) -> None
     async def test() -> None:
         async with rig(tmp_path, "aws-1", "gcp-1") as one:
             await one.run("web", host="aws-1")
-            source, vm = one.world.agents[HostName("aws-1")], id_of(one, "web")
-            source.vms[vm] = dataclasses.replace(source.vms[vm], term=5)
-            await source.report()
+            await raise_term(one).report()
             await asyncio.sleep(1)
             await one.migrate("web", "gcp-1")
             (record,) = one.control.fabric.book.moves.values()

@@ -11,6 +11,7 @@ that it announces. The phase says what the agent was about::
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -86,11 +87,9 @@ class VmFolder:
         Raises:
             HostError: the disk is full or refuses.
         """
-        try:
+        with self._refusals("folder"):
             self.path.mkdir(parents=True, exist_ok=True)
             self.path.chmod(0o711)
-        except OSError as error:
-            raise HostError(f"folder of {self.path.name}", str(error), "make room on the host's disk") from error
 
     def remove(self) -> None:
         """Delete the folder with all that is in it. Idempotent."""
@@ -115,15 +114,13 @@ class VmFolder:
 
     def _write(self, path: Path, value: msgspec.Struct, *, is_durable: bool = True) -> None:
         temporary = path.with_suffix(".new")
-        try:
+        with self._refusals("record"):
             with temporary.open("wb") as file:
                 file.write(msgspec.json.encode(value))
                 file.flush()
                 if is_durable:
                     os.fsync(file.fileno())
             temporary.rename(path)
-        except OSError as error:
-            raise HostError(f"record of {self.path.name}", str(error), "make room on the host's disk") from error
 
     def note_halted(self, boot: str) -> None:
         """Note that nobody has told the VM to run since that boot of this host.
@@ -131,10 +128,16 @@ class VmFolder:
         Raises:
             HostError: the disk is full or refuses.
         """
-        try:
+        with self._refusals("folder"):
             self.halted.write_text(boot)
+
+    @contextlib.contextmanager
+    def _refusals(self, what: str) -> Iterator[None]:
+        """What the disk refuses inside is the host's fault, by name."""
+        try:
+            yield
         except OSError as error:
-            raise HostError(f"folder of {self.path.name}", str(error), "make room on the host's disk") from error
+            raise HostError(f"{what} of {self.path.name}", str(error), "make room on the host's disk") from error
 
     def read(self) -> VmRecord | None:
         """The record, or None where there is none (the agent died before the first write) or it cannot be read."""

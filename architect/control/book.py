@@ -156,6 +156,10 @@ class Book:
         """The VMs whose records name the host, removed ones and those that are over among them."""
         return self._index.vms_on(host)
 
+    def living_on(self, host: HostName) -> list[VmRecord]:
+        """Of them, those that are neither removed nor over."""
+        return [vm for vm in self.vms_on(host) if not vm.is_tombstone and not vm.state.is_terminal]
+
     def _pruning(self, writes: list[Write]) -> list[Write]:
         pruning: list[Write] = []
         last = max((write.sequence for write in writes if isinstance(write, EventRecord)), default=0)

@@ -141,11 +141,11 @@ async def drain_host(fabric: Fabric, name: str) -> AsyncGenerator[Progress | Dra
         CapacityError: no other host takes what is left; the host stays draining, and they move when one does.
     """
     record = await set_draining(fabric, name, draining=True)
-    there = {vm.id: vm.request.name for vm in _living(fabric, record.name)}
+    there = {vm.id: vm.request.name for vm in fabric.book.living_on(record.name)}
     told = ""
     stuck_since_s: float | None = None
     seen = fabric.bell.count
-    while left := _living(fabric, record.name):
+    while left := fabric.book.living_on(record.name):
         there |= {vm.id: vm.request.name for vm in left}
         if (line := _drain_line(fabric, record.name, left)) != told:
             told = line
@@ -172,7 +172,3 @@ def _drain_line(fabric: Fabric, host: HostName, left: list[VmRecord]) -> str:
     parts = [f"{len(left)} vm{'s' if len(left) != 1 else ''} left on {host}"]
     parts += [f"{count} {word}" for count, word in ((moving, "moving"), (stuck, "stuck")) if count]
     return ", ".join(parts)
-
-
-def _living(fabric: Fabric, host: HostName) -> list[VmRecord]:
-    return [vm for vm in fabric.book.vms_on(host) if not vm.is_tombstone and not vm.state.is_terminal]

@@ -70,7 +70,7 @@ def free_bytes(fabric: Fabric, host: HostName) -> int:
     if report is None:
         return fabric.fleet.last_free_bytes(host)
     shown = {vm.id for vm in report.vms}
-    promised = {vm.id for vm in fabric.book.vms_on(host) if not vm.state.is_terminal and not vm.is_tombstone}
+    promised = {vm.id for vm in fabric.book.living_on(host)}
     promised |= {move.vm for move in fabric.book.moves_at(host) if move.target == host}
     return max(report.memory_free_bytes - sum(_memory_bytes(fabric, vm) for vm in promised - shown), 0)
 

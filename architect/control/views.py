@@ -132,7 +132,7 @@ def host_view(fabric: Fabric, record: HostRecord) -> HostView:
         provider=record.facts.provider,
         region=record.facts.region,
         state=host_state(fabric, record),
-        vms=sum(not vm.state.is_terminal and not vm.is_tombstone for vm in fabric.book.vms_on(record.name)),
+        vms=len(fabric.book.living_on(record.name)),
         memory_bytes=record.facts.memory_bytes,
         memory_free_bytes=free_bytes(fabric, record.name),
         notice=NoticeView(notice.kind, notice.deadline) if notice is not None else None,

@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from architect.errors import ArchitectError
 from architect.model.config import AgentConfig
+from architect.runtime.redial import redial_forever
 from architect.runtime.rpc import Channel, Handler, open_channel
 from architect.runtime.tls import client_context, san_name
 from architect.version import VERSION
 from architect.wire.agent_messages import AgentMessage, Hello, HostFacts, HostReport, Welcome
 from architect.wire.framing import PROTOCOL_VERSION
 
-RETRY_S_MIN = 0.1
-RETRY_S_MAX = 2.0
 HELLO_TIMEOUT_S = 5.0
 BURST_S = 0.02
 REPORT_GAP_S = 0.1
-
-_log = logging.getLogger(__name__)
 
 Dial = Callable[[Handler], Awaitable[Channel]]
 """Opens a channel to the control plane whose requests the handler serves."""
@@ -54,15 +49,7 @@ class ControlLink:
 
     async def run(self) -> None:
         """Dial, introduce, report; for ever."""
-        retry_s = RETRY_S_MIN
-        while True:
-            try:
-                await self._session()
-                retry_s = RETRY_S_MIN
-            except ArchitectError as error:
-                _log.info("control plane: %s", error)
-                retry_s = min(retry_s * 2, RETRY_S_MAX)
-            await asyncio.sleep(retry_s)
+        await redial_forever("control plane", self._session, asyncio.sleep)
 
     async def _session(self) -> None:
         channel = await self._dial(self._handler)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from pathlib import Path
 from typing import TypeVar
 
 from architect.conduit.round_trip import RoundTrip
-from architect.errors import ArchitectError, IncompatibleError, PeerError, UnavailableError
+from architect.errors import IncompatibleError, PeerError, UnavailableError
 from architect.model.endpoints import Endpoint, Publish
 from architect.model.handover_span import TimedAway
 from architect.model.ids import VmId, Vni
 from architect.runtime.clock import Clock, SystemClock
 from architect.runtime.clock_offset import ClockOffset
+from architect.runtime.redial import RETRY_S_MIN, redial_forever
 from architect.runtime.rpc import Channel, open_channel
 from architect.runtime.tls import client_context, san_name
 from architect.wire.edge_messages import (
@@ -37,11 +37,8 @@ from architect.wire.framing import PROTOCOL_VERSION
 PING_INTERVAL_S = 1.0
 PING_TIMEOUT_S = 2.0
 CALL_TIMEOUT_S = 5.0
-RETRY_S_FIRST = 0.1
-RETRY_S_MAX = 2.0
 PINGS_FIRST = 8
 
-_log = logging.getLogger(__name__)
 AnswerT = TypeVar("AnswerT")
 
 
@@ -72,15 +69,7 @@ class EdgeClient:
 
     async def run(self) -> None:
         """Keep a connection; for ever. Failures are logged and tried again with a growing pause."""
-        retry_s = RETRY_S_FIRST
-        while True:
-            try:
-                await self._session()
-                retry_s = RETRY_S_FIRST
-            except ArchitectError as error:
-                _log.info("edge %s: %s", self._edge_name, error)
-                retry_s = min(retry_s * 2, RETRY_S_MAX)
-            await self._clock.sleep(retry_s)
+        await redial_forever(f"edge {self._edge_name}", self._session, self._clock.sleep)
 
     async def _session(self) -> None:
         channel = await open_channel(
@@ -217,7 +206,7 @@ class EdgeClient:
             except UnavailableError:
                 if self._clock.monotonic_s() >= deadline_s:
                     raise
-                await self._clock.sleep(RETRY_S_FIRST)  # until `run` has seen it, too
+                await self._clock.sleep(RETRY_S_MIN)  # until `run` has seen it, too
         if not isinstance(reply, answer):
             raise PeerError(f"edge {self._edge_name}", f"answered with {type(reply).__name__}", "install the same version there")
         return reply

@@ -7,23 +7,19 @@ defined or forgotten there.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from architect.control.bell import Bell
-from architect.errors import ArchitectError, IncompatibleError, UnavailableError
+from architect.errors import IncompatibleError, UnavailableError
 from architect.runtime.clock import Clock
+from architect.runtime.redial import redial_forever
 from architect.runtime.rpc import Channel
 from architect.wire.edge_messages import EdgeFacts, EdgeHello
 from architect.wire.framing import PROTOCOL_VERSION
 
-RETRY_S_MIN = 0.1
-RETRY_S_MAX = 2.0
 CALL_TIMEOUT_S = 10.0
 WAIT_CONNECTED_S = 5.0
-
-_log = logging.getLogger(__name__)
 
 Dial = Callable[[], Awaitable[Channel]]
 
@@ -51,15 +47,7 @@ class EdgeLink:
 
     async def run(self) -> None:
         """Keep the connection; for ever."""
-        retry_s = RETRY_S_MIN
-        while True:
-            try:
-                await self._session()
-                retry_s = RETRY_S_MIN
-            except ArchitectError as error:
-                _log.info("edge %s: %s", self.name, error)
-                retry_s = min(retry_s * 2, RETRY_S_MAX)
-            await self._clock.sleep(retry_s)
+        await redial_forever(f"edge {self.name}", self._session, self._clock.sleep)
 
     async def call(self, request: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         """Ask the edge; waits up to `WAIT_CONNECTED_S` for a connection.

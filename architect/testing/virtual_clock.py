@@ -40,12 +40,18 @@ class SimTask(asyncio.Task[Any]):
         return self is other
 
 
-class _JumpingSelector(selectors.SelectSelector):
-    """Selects nothing; waiting moves the loop's clock."""
+class _JumpingSelector(selectors.DefaultSelector):
+    """Waiting moves the loop's clock. With `sees_files` whatever is ready on a descriptor comes first; without, nothing ever is."""
 
     loop: VirtualLoop
 
+    def __init__(self, sees_files: bool) -> None:
+        super().__init__()
+        self._sees_files = sees_files
+
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if self._sees_files and ((ready := super().select(0)) or timeout == 0):
+            return ready
         if timeout is None:
             raise DeadlockError("every task waits and no timer is set")
         self.loop.now_s += max(timeout, 0.0)
@@ -53,10 +59,13 @@ class _JumpingSelector(selectors.SelectSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop on virtual time."""
+    """An event loop on virtual time.
 
-    def __init__(self) -> None:
-        selector = _JumpingSelector()
+    :param sees_files: serve sockets and pipes inside the process, too; a simulation has none, and is faster without.
+    """
+
+    def __init__(self, sees_files: bool = False) -> None:
+        selector = _JumpingSelector(sees_files)
         selector.loop = self
         self.now_s = START_S
         super().__init__(selector)

@@ -9,41 +9,14 @@ would jump ahead of it, so give `InlineExecutor` to what runs blocking work.
 from __future__ import annotations
 
 import asyncio
-import selectors
+import functools
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future
 from typing import Any, TypeVar
 
+from architect.testing.virtual_clock import WALL_START_S, VirtualLoop
+
 ResultT = TypeVar("ResultT")
-
-EPOCH_S = 1_800_000_000.0
-
-
-class _JumpingSelector(selectors.DefaultSelector):
-    """Never waits for time to pass: adds it to `now_s` instead."""
-
-    now_s = 1000.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = super().select(0)
-        if ready or timeout == 0:
-            return ready
-        if timeout is None:
-            raise RuntimeError("everybody waits, and no timer is set: a deadlock")
-        self.now_s += max(timeout, 0)
-        return []
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop on virtual time."""
-
-    def __init__(self) -> None:
-        self._jumping = _JumpingSelector()
-        super().__init__(self._jumping)
-
-    def time(self) -> float:
-        """Virtual seconds."""
-        return self._jumping.now_s
 
 
 class LoopClock:
@@ -55,7 +28,7 @@ class LoopClock:
 
     def wall_s(self) -> float:
         """The loop's time, from a fixed date on."""
-        return EPOCH_S + asyncio.get_running_loop().time()
+        return WALL_START_S + asyncio.get_running_loop().time()
 
     async def sleep(self, duration_s: float) -> None:
         """Wait, virtually."""
@@ -77,5 +50,5 @@ class InlineExecutor(Executor):
 
 def run_virtual(work: Coroutine[Any, Any, ResultT]) -> ResultT:
     """Run a coroutine on virtual time."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+    with asyncio.Runner(loop_factory=functools.partial(VirtualLoop, sees_files=True)) as runner:
         return runner.run(work)

@@ -162,7 +162,7 @@ class Moves:
         """As the port says."""
         vm = self._table.get(report.vm)
         if not keeps or vm is None:
-            self._table.depart(report)
+            self._table.drop(report.vm)
         elif vm.record.phase is not VmPhase.OVER:
             vm.note_fact(phase=VmPhase.RUNNING, term=term, last_move=report, migration=MigrationId(""), peer="")
             if vm.parts is None or not vm.parts.machine.is_running:

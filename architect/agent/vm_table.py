@@ -1,4 +1,4 @@
-"""The VMs of this host, and the ones that left: what reports are made of."""
+"""The VMs of this host: what reports are made of."""
 
 from __future__ import annotations
 
@@ -9,18 +9,14 @@ from architect.agent.hosted_vm import HostedVm
 from architect.agent.vm_record import VmFolder
 from architect.errors import NotFoundError
 from architect.model.ids import VmId
-from architect.wire.agent_messages import MigrationReport
-
-DEPARTED_KEPT_MAX = 256
 
 
 class VmTable:
-    """All VMs here, by id; and the last report of each move that took a VM away."""
+    """All VMs here, by id."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._vms: dict[VmId, HostedVm] = {}
-        self.departed: dict[VmId, MigrationReport] = {}
 
     def __iter__(self) -> Iterator[HostedVm]:
         return iter(list(self._vms.values()))
@@ -47,18 +43,9 @@ class VmTable:
     def add(self, vm: HostedVm) -> None:
         """The VM is here now."""
         self._vms[vm.record.id] = vm
-        self.departed.pop(vm.record.id, None)
         self._host.changed()
 
     def drop(self, vm: VmId) -> None:
         """The VM is not here any more. Idempotent."""
         self._vms.pop(vm, None)
-        self._host.changed()
-
-    def depart(self, report: MigrationReport) -> None:
-        """The VM left this host by a move."""
-        self._vms.pop(report.vm, None)
-        self.departed[report.vm] = report
-        while len(self.departed) > DEPARTED_KEPT_MAX:
-            self.departed.pop(next(iter(self.departed)))
         self._host.changed()

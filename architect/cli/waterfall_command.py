@@ -15,7 +15,7 @@ from architect.errors import HostError, NotFoundError
 def waterfall(options: argparse.Namespace) -> int:
     """Draw a move into a file: the one with that id, or the last one of that VM."""
     output = Output(as_json=options.json)
-    move = _chosen(Client(options.state_dir).get("/v1/migrations"), options.move)
+    move = _chosen(Client(options.state_dir).get("/v1/migrations", of=options.move), options.move)
     path = Path(options.file or f"{move['vm']}-{move['id']}.svg")
     try:
         path.write_text(render(move))
@@ -29,9 +29,8 @@ def waterfall(options: argparse.Namespace) -> int:
 
 
 def _chosen(moves: list[dict[str, Any]], wanted: str) -> dict[str, Any]:
-    found = [move for move in moves if wanted in (move["id"], move["vm"])]
-    drawable = [move for move in found if move["spans"]]
+    drawable = [move for move in moves if move["spans"]]
     if not drawable:
-        cause = "has no spans yet" if found else "is neither a move nor a vm that has moved"
+        cause = "has no spans yet" if moves else "is neither a move nor a vm that has moved"
         raise NotFoundError(f"move {wanted}", cause, "see `architect events` for moves")
     return drawable[-1]

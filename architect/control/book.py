@@ -7,7 +7,8 @@ stays true until it is committed::
         change.put(record)
         change.say(EventKind.VM_RUNNING, vm=record)
 
-If the body raises, nothing has changed. Only `EVENTS_KEPT` events and `MOVES_KEPT` ended moves are kept.
+If the body raises, nothing has changed. Only `EVENTS_KEPT` events and `MOVES_KEPT` ended moves are kept. The report of a move that
+has ended, most of what there is of it, is in the database only: `read_moves` has it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from architect.control.bell import Bell
@@ -82,9 +83,8 @@ class Book:
         self.bell = bell
         self.vms: dict[VmId, VmRecord] = {record.id: record for record in database.read_all(VmRecord)}
         self.hosts: dict[HostName, HostRecord] = {record.name: record for record in database.read_all(HostRecord)}
-        self.moves: dict[MigrationId, MigrationRecord] = {
-            record.id: record for record in sorted(database.read_all(MigrationRecord), key=lambda move: move.started_at_s)
-        }
+        moves = sorted((record.brief() for record in database.read_all(MigrationRecord)), key=lambda move: move.started_at_s)
+        self.moves: dict[MigrationId, MigrationRecord] = {record.id: record for record in moves}
         self._index = CrossIndex(self.vms.values(), self.moves.values())
         self.counters: dict[str, int] = database.read_counters()
         events = sorted(database.read_all(EventRecord), key=lambda event: event.sequence)
@@ -140,6 +140,18 @@ class Book:
         except KeyError:
             raise NotFoundError(f"host {name}", "does not exist", "see `architect host ls` for those that do") from None
 
+    async def read_moves(self, wanted: Iterable[MigrationId]) -> list[MigrationRecord]:
+        """These moves with their reports, oldest first; those that are not known are left out.
+
+        Raises:
+            HostError: the database refused.
+        """
+        asked = set(wanted)
+        found = [move for identity, move in self.moves.items() if identity in asked]
+        ended = [move.id for move in found if move.state.is_terminal]
+        whole = {move.id: move for move in await self._database.read_moves(ended)} if ended else {}
+        return [whole.get(move.id, move) for move in found]
+
     def move_of(self, vm: VmId) -> MigrationRecord | None:
         """The VM's move that is under way, if there is one."""
         return self._index.move_of(vm)
@@ -191,7 +203,7 @@ class Book:
                     self.vms[write.id] = write
                 case MigrationRecord():
                     self._index.put_move(self.moves.get(write.id), write)
-                    self.moves[write.id] = write
+                    self.moves[write.id] = write.brief()
         self.bell.ring()
 
     def _show_deleted(self, kind: type, key: Any) -> None:

@@ -7,7 +7,8 @@ waits, not the event loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,8 +19,24 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from architect.control.records import EventRecord, HostRecord, MigrationRecord, VmRecord
-from architect.control.schema import SCHEMA_VERSION, UPGRADES, EventRow, MetaRow, Record, Table, record_of, row_of, row_type
+from architect.control.schema import (
+    SCHEMA_VERSION,
+    UPGRADES,
+    EventRow,
+    MetaRow,
+    MigrationRow,
+    Record,
+    Table,
+    record_of,
+    row_of,
+    row_type,
+)
 from architect.errors import HostError, IncompatibleError
+from architect.model.ids import MigrationId
+
+CACHE_KIB = 256
+"""What SQLite keeps of the file; its own choice is 2 MiB, which a hundred moves fill, and what is read often is in the book."""
+ROWS_AT_ONCE = 100
 
 ResultT = TypeVar("ResultT")
 RecordT = TypeVar("RecordT", VmRecord, HostRecord, MigrationRecord, EventRecord)
@@ -78,14 +95,23 @@ class Database:
         """
         await self._in_thread(lambda: self._commit(writes))
 
-    def read_all(self, kind: type[RecordT]) -> list[RecordT]:
-        """All records of a type, for the start of the process."""
-        try:
-            with Session(self._engine) as session:
-                rows = session.scalars(select(row_type(kind))).all()
-                return [record_of(row, kind) for row in rows]
-        except (SQLAlchemyError, msgspec.ValidationError) as error:
-            raise self._failure(error) from error
+    def read_all(self, kind: type[RecordT]) -> Iterable[RecordT]:
+        """All records of a type, one after the other, for the start of the process.
+
+        Raises:
+            HostError: the database refused, or holds what is no record.
+        """
+        with self._refusals(), Session(self._engine) as session:
+            for row in session.scalars(select(row_type(kind)).execution_options(yield_per=ROWS_AT_ONCE)):
+                yield record_of(row, kind)
+
+    async def read_moves(self, wanted: Collection[MigrationId]) -> list[MigrationRecord]:
+        """The moves of these ids, in no order, as far as there are any.
+
+        Raises:
+            HostError: the database refused, or holds what is no record.
+        """
+        return await self._in_thread(lambda: self._read_moves(wanted))
 
     def read_counters(self) -> dict[str, int]:
         """All counters."""
@@ -98,22 +124,24 @@ class Database:
         self._executor.shutdown()
         self._engine.dispose()
 
+    def _read_moves(self, wanted: Collection[MigrationId]) -> list[MigrationRecord]:
+        with self._refusals(), Session(self._engine) as session:
+            rows = session.scalars(select(MigrationRow).where(MigrationRow.id.in_(wanted)))
+            return [record_of(row, MigrationRecord) for row in rows]
+
     def _commit(self, writes: Sequence[Write]) -> None:
-        try:
-            with Session(self._engine) as session, session.begin():
-                for write in writes:
-                    match write:
-                        case Deletion(kind, key):
-                            table: Any = row_type(kind)
-                            session.execute(delete(table).where(table.id == key))
-                        case Counter(name, value):
-                            session.merge(MetaRow(name=name, value=str(value)))
-                        case EventsUpTo(sequence):
-                            session.execute(delete(EventRow).where(EventRow.sequence <= sequence))
-                        case record:
-                            session.merge(row_of(record))
-        except SQLAlchemyError as error:
-            raise self._failure(error) from error
+        with self._refusals(), Session(self._engine) as session, session.begin():
+            for write in writes:
+                match write:
+                    case Deletion(kind, key):
+                        table: Any = row_type(kind)
+                        session.execute(delete(table).where(table.id == key))
+                    case Counter(name, value):
+                        session.merge(MetaRow(name=name, value=str(value)))
+                    case EventsUpTo(sequence):
+                        session.execute(delete(EventRow).where(EventRow.sequence <= sequence))
+                    case record:
+                        session.merge(row_of(record))
 
     async def _in_thread(self, work: Callable[[], ResultT]) -> ResultT:
         future = asyncio.get_running_loop().run_in_executor(self._executor, work)
@@ -140,6 +168,14 @@ class Database:
                 "use the Architect that made it, or another --state-dir",
             )
 
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """What the database refuses inside is the host's fault."""
+        try:
+            yield
+        except (SQLAlchemyError, msgspec.ValidationError) as error:
+            raise self._failure(error) from error
+
     def _failure(self, error: Exception) -> HostError:
         cause = str(getattr(error, "orig", None) or error)
         return HostError(self._name, cause, "see that the disk has room and the file belongs to this user")
@@ -157,7 +193,7 @@ def _open(url: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000", f"cache_size=-{CACHE_KIB}"):
             connection.execute(f"PRAGMA {pragma}")
 
     return engine

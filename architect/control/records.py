@@ -98,6 +98,10 @@ class MigrationRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     report: MigrationReport | None = None
     bandwidth_bytes_s: int | None = None
 
+    def brief(self) -> MigrationRecord:
+        """The move as the book holds it: without its report once it has ended."""
+        return msgspec.structs.replace(self, report=None) if self.state.is_terminal and self.report is not None else self
+
 
 class EventKind(StrEnum):
     """What can happen."""

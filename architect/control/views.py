@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import msgspec
 
 from architect.control.fabric import Fabric
@@ -17,6 +19,7 @@ from architect.model.vm_state import VmState
 from architect.wire.agent_messages import MoveDecision, Phase
 
 _MOVE_ENDS = (EventKind.MIGRATION_DONE, EventKind.MIGRATION_FAILED)
+EVENTS_AT_ONCE = 256
 
 
 class NoticeView(msgspec.Struct, frozen=True):
@@ -191,10 +194,21 @@ def migration_view(record: MigrationRecord) -> MigrationView:
     )
 
 
-def event_view(fabric: Fabric, record: EventRecord) -> EventView:
-    """An event."""
-    move = fabric.book.moves.get(MigrationId(record.migration)) if record.kind in _MOVE_ENDS else None
-    report = move.report if move is not None else None
+async def event_views(fabric: Fabric, after: int) -> list[EventView]:
+    """The next events after that sequence number, oldest first, at most `EVENTS_AT_ONCE`; none, if there are none.
+
+    Raises:
+        HostError: the database refused to tell the spans of moves.
+    """
+    newer = (event for event in fabric.book.events if event.sequence > after)
+    records = list(itertools.islice(newer, EVENTS_AT_ONCE))
+    ended = [MigrationId(record.migration) for record in records if record.kind in _MOVE_ENDS]
+    moves = {move.id: move for move in await fabric.book.read_moves(ended)}
+    return [_event_view(record, moves.get(MigrationId(record.migration))) for record in records]
+
+
+def _event_view(record: EventRecord, move: MigrationRecord | None) -> EventView:
+    report = move.report if move is not None and record.kind in _MOVE_ENDS else None
     return EventView(
         time=rfc3339(record.time_s),
         kind=record.kind.value,

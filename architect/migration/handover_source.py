@@ -1,7 +1,8 @@
 """The source side of an agent: the handovers that leave this host, at most one per VM.
 
 A handover belongs to this service, not to the request that asked for it: a control plane that restarts and asks again by the same
-id joins it, or is told how it ended. After the agent's own death `recover` takes up what `SourceHostPort.keep` had remembered.
+id joins it, or is told how it ended, until the VM's next move from here, which is ordered by one who knows. After the agent's own
+death `recover` takes up what `SourceHostPort.keep` had remembered.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from architect.model.ownership import OwnershipRecord
 from architect.runtime.clock import Clock, Entropy
 from architect.wire.agent_messages import MigrateVm, MigrationReport
 
-OUTCOMES_KEPT_MAX = 128
+ENDED_KEPT_MAX = 128
 
 
 class _Running:
@@ -52,7 +53,7 @@ class HandoverSource:
         self._limits = limits if limits is not None else HandoverLimits()
         self._running: dict[MigrationId, _Running] = {}
         self._opening: set[VmId] = set()
-        self._outcomes: dict[MigrationId, HandoverOutcome] = {}
+        self._ended: dict[VmId, MigrationReport] = {}
         self._reclaims: dict[VmId, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
 
@@ -80,8 +81,8 @@ class HandoverSource:
             ConflictError: another handover of the VM runs.
             ArchitectError: the host could not open the handover; nothing has changed.
         """
-        if (ended := self._outcomes.get(request.migration)) is not None:
-            return ended.report
+        if (ended := self._ended.get(request.vm)) is not None and ended.id == request.migration:
+            return ended
         running = self._running.get(request.migration)
         if running is None:
             running = await self._begin(request)
@@ -165,9 +166,10 @@ class HandoverSource:
         running.driver = HandoverDriver(handover, self._clock, self._entropy, running.tell, state)
         outcome = await running.driver.run()
         self._running.pop(plan.migration, None)
-        self._outcomes[plan.migration] = outcome
-        while len(self._outcomes) > OUTCOMES_KEPT_MAX:
-            self._outcomes.pop(next(iter(self._outcomes)))
+        self._ended.pop(plan.vm, None)
+        self._ended[plan.vm] = outcome.report
+        while len(self._ended) > ENDED_KEPT_MAX:
+            self._ended.pop(next(iter(self._ended)))
         self._agent.ended(outcome.report, outcome.term, outcome.keeps)
         self._agent.forget(plan)
         if outcome.keeps:

@@ -1,7 +1,7 @@
 """The target side of an agent: takes the connections of source agents, keeps one session per handover that comes.
 
 `run` owns every task; `connection` makes the handler of one incoming `runtime.rpc.Channel`. Sessions outlive connections from the
-cut on; before it the end of the source's connection, or its silence, undoes them.
+cut on; before it the end of the source's connection, or its silence, undoes them. Of one that is over only its answers are kept.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from architect.errors import (
     UnavailableError,
 )
 from architect.migration.compatibility import check_target
+from architect.migration.ended_handover import EndedHandover
 from architect.migration.handover_plan import HandoverLimits
 from architect.migration.target_engine import TargetStep
 from architect.migration.target_ports import TargetHostPort, TargetPorts
@@ -54,7 +55,7 @@ from architect.wire.migration_messages import (
     TargetStatus,
 )
 
-SESSIONS_KEPT_MAX = 128
+ENDED_KEPT_MAX = 128
 ResultT = TypeVar("ResultT")
 
 
@@ -73,6 +74,7 @@ class HandoverTarget:
         self._entropy = entropy
         self._limits = limits if limits is not None else HandoverLimits()
         self._sessions: dict[MigrationId, TargetSession] = {}
+        self._ended: dict[MigrationId, EndedHandover] = {}
         self._group: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
@@ -98,8 +100,7 @@ class HandoverTarget:
 
         :param request: as `TargetHostPort.reserve` got it.
         """
-        session = TargetSession(request, self._setting(ports, recovers=True))
-        self._sessions[request.migration] = session
+        session = self._open(request, self._setting(ports, recovers=True))
         self._spawn(session.recover())
         await session.wait_claimed()
 
@@ -126,13 +127,13 @@ class HandoverTarget:
         check_target(request.spec, request.source, self.facts)
         await self._clear_the_way(request)
         ports = await self._agent.reserve(request)
-        self._sessions[request.migration] = TargetSession(request, self._setting(ports))
+        self._open(request, self._setting(ports))
         base = request.spec.base
         present = await ports.bases.present_bytes(base.digest, base.size_bytes)
         return Prepared(present, self.facts.address)
 
     def session(self, migration: MigrationId) -> TargetSession:
-        """The session of a handover.
+        """The session of a handover that is not over.
 
         Raises:
             NotFoundError: there is none.
@@ -142,9 +143,13 @@ class HandoverTarget:
             raise NotFoundError(f"handover {migration}", f"is not known at host {self.facts.name}", "start it anew")
         return session
 
+    def ended(self, migration: MigrationId) -> EndedHandover | None:
+        """What is kept of a handover that is over."""
+        return self._ended.get(migration)
+
     def forgotten(self, migration: MigrationId) -> HandoverState | None:
         """How a handover ended whose session an agent before us had; None for one that has a session here, or is not known."""
-        return None if migration in self._sessions else self._agent.outcome(migration)
+        return None if migration in self._sessions or migration in self._ended else self._agent.outcome(migration)
 
     def give_up(self, session: TargetSession, reason: str) -> None:
         """Undo the session, unless its cut has arrived."""
@@ -160,6 +165,23 @@ class HandoverTarget:
         """Do `work` as a task of this service: it ends even if the asker goes."""
         return await asyncio.shield(self._spawn(work))
 
+    def _open(self, request: Prepare, setting: SessionSetting) -> TargetSession:
+        """A new session; once it is over, only what remains of it is kept."""
+        session = TargetSession(request, setting)
+
+        async def keep_remains() -> None:
+            await session.wait_over()
+            if self._sessions.get(request.migration) is session:
+                del self._sessions[request.migration]
+                self._ended[request.migration] = session.remains()
+                while len(self._ended) > ENDED_KEPT_MAX:
+                    del self._ended[next(iter(self._ended))]
+
+        self._ended.pop(request.migration, None)
+        self._sessions[request.migration] = session
+        self._spawn(keep_remains())
+        return session
+
     def _setting(self, ports: TargetPorts, recovers: bool = False) -> SessionSetting:
         writer = self._entropy.random_bytes(16).hex()
         host, address = self.facts.name, self.facts.address
@@ -168,10 +190,7 @@ class HandoverTarget:
     async def _clear_the_way(self, request: Prepare) -> None:
         """End an earlier attempt at this VM whose source has died; refuse while one may still take over."""
         for migration, session in list(self._sessions.items()):
-            if session.state.step.is_terminal:
-                if migration == request.migration or len(self._sessions) > SESSIONS_KEPT_MAX:
-                    del self._sessions[migration]
-            elif session.request.spec.id == request.spec.id:
+            if not session.state.step.is_terminal and session.request.spec.id == request.spec.id:
                 if session.state.step not in (TargetStep.RESERVED, TargetStep.STARTED):
                     thing = f"vm {request.spec.id}"
                     raise ConflictError(thing, f"is being taken over here by handover {migration}", "wait for its end")
@@ -236,9 +255,11 @@ class TargetConnection:
             return await self._prepare(message)
         if isinstance(message, AskStatus) and (outcome := self._target.forgotten(message.migration)) is not None:
             return TargetStatus(outcome, "")
+        if (ended := self._target.ended(message.migration)) is not None:
+            self._check_source(message.migration, ended.source)
+            return ClockIs(self._target.now_s()) if isinstance(message, AskClock) else ended.answer(message)
         session = self._target.session(message.migration)
-        if session.request.source.name != self._peer_host:
-            raise PeerError(f"host {self._peer_host}", f"is not the source of handover {message.migration}", "check who sends this")
+        self._check_source(message.migration, session.request.source.name)
         session.heard()
         match message:
             case BasePart():
@@ -269,6 +290,10 @@ class TargetConnection:
             case _:
                 assert_never(message)
         return Accepted()
+
+    def _check_source(self, migration: MigrationId, source: HostName) -> None:
+        if source != self._peer_host:
+            raise PeerError(f"host {self._peer_host}", f"is not the source of handover {migration}", "check who sends this")
 
     async def _prepare(self, message: Prepare) -> Prepared:
         if message.source.name != self._peer_host:

@@ -13,11 +13,10 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from architect.errors import ArchitectError, ConflictError, HandoverError, InternalError, PeerError, UnavailableError, remote_error
+from architect.migration.ended_handover import EndedHandover
 from architect.migration.found_vm import abort_record, hand_back_record, run_record
 from architect.migration.handover_plan import HandoverLimits
-from architect.migration.ports import MIRROR_TUNNEL as MIRROR_TUNNEL
-from architect.migration.ports import POSTCOPY_TUNNEL as POSTCOPY_TUNNEL
-from architect.migration.ports import decided_record
+from architect.migration.ports import MIRROR_TUNNEL, POSTCOPY_TUNNEL, decided_record
 from architect.migration.span_recorder import SpanRecorder
 from architect.migration.target_engine import (
     AbortAsked,
@@ -80,6 +79,7 @@ class TargetSession:
         self._asked_to_abort = asyncio.Event()
         self._claimed = asyncio.Event()
         self._ended = asyncio.Event()
+        self._over = asyncio.Event()
         self._greeting: asyncio.Task[None] | None = None
         ports, clock, limits, source = setting.ports, setting.clock, setting.limits, request.source.address
         self._greeter = TargetGreeting(ports, clock, limits, self._spans, setting.address, source)
@@ -95,10 +95,10 @@ class TargetSession:
         """How long nothing was heard from the source."""
         return self._setting.clock.monotonic_s() - self._heard_at_s
 
-    @property
-    def held_bytes(self) -> int:
-        """How much of the VM's state waits here to be taken in: nothing once the session has ended, which may be kept for long."""
-        return len(self._device_state) + len(self._log_tail)
+    def remains(self) -> EndedHandover:
+        """What is to be kept of it once it is over."""
+        vm, source, state = self.request.spec.id, self.request.source.name, self._state
+        return EndedHandover(vm, source, state.step, self.status(), state.owns, self._spans.news())
 
     def heard(self) -> None:
         """The source has asked something."""
@@ -174,6 +174,7 @@ class TargetSession:
                     self._greeting = group.create_task(self._greeter.greet(self._state.record.term))
                     group.create_task(self._greeter.watch_guest(self._resumed_at_s))
             self._conclude()
+        self._over.set()
 
     async def abort(self, reason: str) -> None:
         """Give up if it is not too late; returns when it is known how it ended, or in `POSTCOPY` at once."""
@@ -202,6 +203,10 @@ class TargetSession:
     async def wait_ended(self) -> None:
         """Until the handover has ended here."""
         await self._ended.wait()
+
+    async def wait_over(self) -> None:
+        """Until nothing is done here any more: it has ended, and the VM was greeted or moves on."""
+        await self._over.wait()
 
     async def committed(self) -> Committed:
         """The answer to the cut.

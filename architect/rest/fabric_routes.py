@@ -13,7 +13,7 @@ from architect.control.evacuate import drain_host, set_draining
 from architect.control.fabric import Fabric
 from architect.control.followers import Progress
 from architect.control.remove_host import remove_host
-from architect.control.views import DrainView, EventView, HostView, event_view, host_view
+from architect.control.views import DrainView, EventView, HostView, event_views, host_view
 from architect.rest.answers import ResultLine, document, lines
 from architect.rest.documentation import answers
 from architect.version import VERSION
@@ -82,9 +82,10 @@ async def _drained(fabric: Fabric, host: str) -> AsyncGenerator[Any]:
 async def _events(fabric: Fabric, after: int, *, follow: bool) -> AsyncGenerator[Any]:
     seen = fabric.bell.count
     while True:
-        for record in [event for event in fabric.book.events if event.sequence > after]:
-            after = record.sequence
-            yield event_view(fabric, record)
+        while news := await event_views(fabric, after):
+            for event in news:
+                after = event.sequence
+                yield event
         if not follow:
             yield ResultLine(EventsEnd(after))
             return

@@ -83,17 +83,17 @@ def _moving_routes(router: APIRouter, fabric: Fabric) -> None:
         return await lines(_followed(fabric, record.id, follower, Progress("planned", 0.0, record.id)))
 
     @router.get("/migrations", responses=answers("moves, oldest first", list[MigrationView]))
-    async def list_migrations() -> Response:
-        """Moves that go on or ended not long ago."""
-        return document([migration_view(record) for record in fabric.book.moves.values()])
+    async def list_migrations(of: str = "") -> Response:
+        """Moves that go on or ended not long ago; with `of` the one with that id, or those of the VM with that name."""
+        wanted = [move.id for move in fabric.book.moves.values() if of in ("", move.id, move.vm_name)]
+        return document([migration_view(record) for record in await fabric.book.read_moves(wanted)])
 
     @router.get("/migrations/{migration}", responses=answers("the move", MigrationView))
     async def inspect_migration(migration: str) -> Response:
         """One move."""
-        record = fabric.book.moves.get(MigrationId(migration))
-        if record is None:
-            raise NotFoundError(f"move {migration}", "does not exist", "see `architect events`")
-        return document(migration_view(record))
+        for record in await fabric.book.read_moves([MigrationId(migration)]):
+            return document(migration_view(record))
+        raise NotFoundError(f"move {migration}", "does not exist", "see `architect events`")
 
 
 def _exec_routes(router: APIRouter, plane: ControlPlane) -> None:

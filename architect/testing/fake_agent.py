@@ -2,7 +2,8 @@
 
 A `FakeWorld` holds the hosts and the moves between them; what runs there goes on when nobody is connected, as on real hosts. Its
 knobs make things go wrong: `hold` stops moves before they enter a state, `refuse_run` and `refuse_move` answer with an error,
-`lose_host` takes a host away. Terms follow the ownership rules, and a VM that would run twice is an assertion.
+`lose_host` takes a host away; `spans` are what a move that is done tells of itself. Terms follow the ownership rules, and a VM that
+would run twice is an assertion.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class FakeWorld:
         self.refuse_run: ArchitectError | None = None
         self.refuse_move: dict[HostName, ArchitectError] = {}
         self.run_gate: asyncio.Event | None = None
+        self.spans: tuple[Span, ...] = (Span("bulk", Side.SOURCE, 0.1, 0.25), Span("memory-scan", Side.SOURCE, 0.1, 0.11, "bulk"))
         self.requests: list[Any] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -143,7 +145,7 @@ class FakeWorld:
             more: dict[str, Any] = {"progress": (number + 1) / len(MOVE_STEPS)}
             if state is HandoverState.DONE:
                 more |= {"total_s": 0.25, "downtime_ms": 21.5, "rounds": 3, "bytes_sent": 4096, "bytes_peer": 4096}
-                more |= {"spans": (Span("bulk", Side.SOURCE, 0.1, 0.25), Span("memory-scan", Side.SOURCE, 0.1, 0.11, "bulk"))}
+                more |= {"spans": self.spans}
                 more |= {"phases": (Phase("preparing", 0.0, 0.1), Phase("precopy", 0.1, 0.25))}
             move.advance(state, **more)
 

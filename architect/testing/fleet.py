@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from architect.control.records import MigrationRecord
 from architect.migration import HandoverLimits
 from architect.model.handover_state import HandoverState
 from architect.model.ids import HostName, VmId, Vni
@@ -99,7 +100,7 @@ class FleetSimulation:
             self.world.judge.blame(f"deadlock: {errors.exceptions[0]}")
         finally:
             FleetSimulation.running = None
-        moves = list(self.control.plane.fabric.book.moves.values())
+        moves = list(self.control.database.read_all(MigrationRecord))
         return self.world.result(
             self.scenario,
             reports=[move.report for move in moves if move.report is not None],

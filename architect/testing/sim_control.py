@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from architect.control.database import Counter, Database, Deletion, EventsUpTo, Write
@@ -13,6 +13,7 @@ from architect.control.plane import ControlPlane
 from architect.control.records import EventRecord, HostRecord, MigrationRecord, VmRecord
 from architect.errors import ArchitectError, UnavailableError
 from architect.model.config import ControlConfig
+from architect.model.ids import MigrationId
 from architect.runtime.rpc import Call, Channel, Handler
 from architect.testing.sim_process import SimProcess
 from architect.testing.virtual_clock import SeededEntropy, VirtualClock
@@ -52,6 +53,10 @@ class SimDatabase(Database):
     def read_all(self, kind: type[RecordT]) -> list[RecordT]:
         """As the real one."""
         return list(self._tables[kind].values())
+
+    async def read_moves(self, wanted: Collection[MigrationId]) -> list[MigrationRecord]:
+        """As the real one."""
+        return [self._tables[MigrationRecord][identity] for identity in wanted]
 
     def read_counters(self) -> dict[str, int]:
         """As the real one."""

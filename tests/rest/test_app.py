@@ -115,6 +115,9 @@ def test_long_work_streams_progress_and_ends_in_its_result(tmp_path: Path) -> No
         assert (status, lines[-1]["result"]["outcome"]) == (200, "done")
         assert lines[0]["migration"] == lines[-1]["result"]["id"]
         assert (await browser.ask("GET", f"/v1/migrations/{lines[0]['migration']}"))[1] == [lines[-1]["result"]]
+        for of in ("job", lines[0]["migration"]):
+            assert (await browser.ask("GET", f"/v1/migrations?of={of}"))[1] == [[lines[-1]["result"]]]
+        assert (await browser.ask("GET", "/v1/migrations?of=web"))[1] == [[]]
         status, lines = await browser.ask("POST", "/v1/hosts/aws-1/drain", {})
         assert lines[-1] == {"result": {"host": "aws-1", "moved": ["job", "web"], "left": []}}
 

@@ -1,0 +1,80 @@
+"""What the control plane keeps of moves that have ended: little in memory, everything in the database."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from architect.control.views import event_views, migration_view
+from architect.model.handover_span import Side, Span
+from architect.model.handover_state import HandoverState
+from architect.testing.fake_agent import FakeWorld
+from tests.control.rig import Rig, rig, simulate
+from tests.kept_memory import counting_memory, kept_bytes
+
+WARM_UP_MOVES, COUNTED_MOVES = 4, 6
+KEPT_BYTES_MAX = 2048
+"""Of a move that has ended: its record without the report, and a dozen events. The report has some 20 KiB."""
+
+SPANS = tuple(Span(f"step-{number}", Side.TARGET, number + 0.1, number + 0.3, f"of-{number // 4}") for number in range(70))
+
+
+async def move_to_and_fro(one: Rig, count: int) -> None:
+    for _ in range(count):
+        await one.migrate("web", "gcp-1" if one.view("web").host == "aws-1" else "aws-1")
+
+
+def tell_much(world: FakeWorld) -> None:
+    """The hosts report as many steps of a move as real ones."""
+    world.spans = SPANS
+
+
+def test_moves_that_have_ended_cost_the_control_plane_little_memory(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            tell_much(one.world)
+            await one.run("web", host="aws-1")
+            await move_to_and_fro(one, WARM_UP_MOVES)
+            before = kept_bytes()
+            await move_to_and_fro(one, COUNTED_MOVES)
+            await asyncio.sleep(2)
+            assert (kept_bytes() - before) / COUNTED_MOVES < KEPT_BYTES_MAX
+
+    with counting_memory():
+        simulate(test())
+
+
+def test_a_move_that_has_ended_is_told_whole_also_by_a_control_plane_that_was_restarted(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            tell_much(one.world)
+            await one.run("web", host="aws-1")
+            told = await one.migrate("web", "gcp-1")
+            for _ in range(2):
+                book = one.control.fabric.book
+                (held,) = book.moves.values()
+                (whole,) = await book.read_moves([held.id])
+                assert (held.report, held.state) == (None, HandoverState.DONE)
+                assert migration_view(whole) == told and len(told.spans) > len(SPANS)
+                (ended,) = [event for event in await event_views(one.control.fabric, 0) if event.kind == "migration-done"]
+                assert ended.spans == tuple(span for span in told.spans if not span.parent)
+                await one.restart()
+
+    simulate(test())
+
+
+def test_a_move_under_way_is_told_with_its_latest_report_and_one_that_is_unknown_not_at_all(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            await one.run("web", host="aws-1")
+            gate = one.world.hold[HandoverState.SWITCHOVER] = asyncio.Event()
+            moving = asyncio.create_task(one.migrate("web", "gcp-1"))
+            book = one.control.fabric.book
+            await one.until(lambda: [move.state for move in book.moves.values()] == [HandoverState.PRECOPY])
+            (held,) = book.moves.values()
+            assert await book.read_moves([held.id, type(held.id)("mig-unknown")]) == [held]
+            assert held.report is not None
+            gate.set()
+            await moving
+
+    simulate(test())

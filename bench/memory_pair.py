@@ -13,7 +13,8 @@ from pathlib import Path
 
 from architect.agent.guest_files import ARTIFACTS
 from architect.errors import HostError
-from architect.runtime.tls import make_ca, make_certificate, san_name
+from architect.runtime.certificates import make_ca, make_certificate
+from architect.runtime.tls import san_name
 from architect.silo.memory_client import MemoryOptions, MemoryProcess, memory_server
 from architect.silo.memory_messages import SourceOptions
 from architect.silo.memory_role import MemoryRole

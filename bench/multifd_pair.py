@@ -16,7 +16,8 @@ from typing import Any, cast
 from qemu.qmp import QMPClient
 
 from architect.errors import HostError
-from architect.runtime.tls import make_ca, make_certificate, san_name
+from architect.runtime.certificates import make_ca, make_certificate
+from architect.runtime.tls import san_name
 from bench.memory_pair import ADDRESS, process_cpu_s
 from bench.ram_holder import fill
 

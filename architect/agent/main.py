@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import signal
@@ -23,7 +24,7 @@ from architect.agent.notice_watch import NoticeWatch
 from architect.agent.recovery import recover_all
 from architect.agent.service import AgentService
 from architect.agent.vm_table import VmTable
-from architect.clouds.providers import open_notice_source
+from architect.clouds import NoticeSource
 from architect.errors import ArchitectError, HostError
 from architect.model.config import AgentConfig, read_config
 from architect.runtime.logging import configure_logging
@@ -78,7 +79,7 @@ async def _serve(host: Host, changed: _Changed) -> None:
             config = host.config
             table = VmTable(host)
             moves = Moves(host, table, group)
-            notices = NoticeWatch(open_notice_source(config.provider, config.metadata_url, config.instance, host.clock), changed)
+            notices = NoticeWatch(functools.partial(_open_notices, host), changed)
             service = AgentService(host, table, moves, notices, group)
             link = changed.link = ControlLink(dial_control(config), host.facts, service.report, service.handle)
             group.create_task(host.edge.run())
@@ -91,6 +92,14 @@ async def _serve(host: Host, changed: _Changed) -> None:
             group.create_task(link.run())
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from errors
+
+
+def _open_notices(host: Host) -> NoticeSource:
+    """The cloud's notices, opened when VMs are looked after: the HTTP client's import takes longer than finding them."""
+    from architect.clouds.providers import open_notice_source
+
+    config = host.config
+    return open_notice_source(config.provider, config.metadata_url, config.instance, host.clock)
 
 
 async def _warm_up(host: Host) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
 
-from architect.clouds.notice_source import NoticeSource
+from architect.clouds import NoticeSource
+from architect.errors import UnavailableError
 from architect.model.notice import Notice
 
 _log = logging.getLogger(__name__)
@@ -15,17 +17,24 @@ _log = logging.getLogger(__name__)
 class NoticeWatch:
     """Holds the notice that stands.
 
+    :param open_source: called in a thread, when the watch begins.
     :param changed: called at every change.
     """
 
-    def __init__(self, source: NoticeSource, changed: Callable[[], None]) -> None:
-        self._source = source
+    def __init__(self, open_source: Callable[[], NoticeSource], changed: Callable[[], None]) -> None:
+        self._open_source = open_source
+        self._source: NoticeSource | None = None
         self._changed = changed
         self.notice: Notice | None = None
 
     async def run(self) -> None:
-        """Watch for ever."""
-        async with contextlib.aclosing(self._source.watch()) as notices:
+        """Watch for ever.
+
+        Raises:
+            UsageError: there is no such provider.
+        """
+        source = self._source = await asyncio.to_thread(self._open_source)
+        async with contextlib.aclosing(source.watch()) as notices:
             async for notice in notices:
                 if notice is not None:
                     _log.warning("notice %s: %s, deadline %s", notice.id, notice.kind, notice.deadline)
@@ -40,4 +49,6 @@ class NoticeWatch:
         Raises:
             UnavailableError, PeerError: the metadata server did not take it.
         """
+        if self._source is None:
+            raise UnavailableError("notices", "the agent has only just started", "ask again in a moment")
         await self._source.acknowledge(notice_id)

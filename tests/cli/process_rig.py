@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 
 from architect.errors import ArchitectError
 from architect.model.config import ControlConfig, write_config
+from architect.runtime.certificates import make_ca, make_certificate
 from architect.runtime.rpc import Channel, Handler, open_channel, peer_name
-from architect.runtime.tls import client_context, make_ca, make_certificate, san_name, server_context
+from architect.runtime.tls import client_context, san_name, server_context
 from architect.testing.fake_agent import FakeAgent, FakeWorld
 from architect.testing.fake_edge import FakeEdge
 from architect.wire.agent_messages import AgentMessage

@@ -12,7 +12,7 @@ from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from architect.clouds import open_notice_source
+from architect.clouds.providers import open_notice_source
 from architect.errors import UnavailableError, UsageError
 from architect.model.notice import NoticeKind
 from architect.model.times import parse_rfc3339

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from architect.runtime.tls import make_ca, make_certificate, san_name
+from architect.runtime.certificates import make_ca, make_certificate
+from architect.runtime.tls import san_name
 from architect.silo.kernel_check import KernelError, check_kernel
 from architect.silo.memory_client import MemoryOptions, MemoryProcess, memory_server
 from architect.silo.memory_messages import Cut, SourceOptions

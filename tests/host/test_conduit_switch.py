@@ -22,8 +22,8 @@ from architect.errors import ConflictError, HostError, NotFoundError
 from architect.model.config import EdgeConfig, write_config
 from architect.model.endpoints import Protocol, Publish
 from architect.model.ids import VmId, Vni
+from architect.runtime.certificates import make_ca, make_certificate
 from architect.runtime.namespaces import delete_namespace
-from architect.runtime.tls import make_ca, make_certificate
 from tests.host.conduit_network import CLIENT, EDGE, HOSTS, PUBLIC, Guest, Network, missing_capability, port_of, small_internet
 from tests.host.traffic import HashedTcp, NumberedUdp
 

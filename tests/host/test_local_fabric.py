@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from architect.clouds import open_notice_source
 from architect.clouds.local import client
 from architect.clouds.local.layout import HOSTS_MAX, FabricLayout, state_folder
 from architect.clouds.local.network import ensure_internet, remove_network
 from architect.clouds.local.options import Commands, LocalOptions
 from architect.clouds.local.record import read_record
+from architect.clouds.providers import open_notice_source
 from architect.errors import ArchitectError, NotFoundError, UnavailableError, UsageError
 from architect.model.notice import Notice
 from architect.runtime.clock import SystemClock

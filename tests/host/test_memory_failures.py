@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from architect.errors import ArchitectError, ConflictError, HandoverError, LostError, UnavailableError
-from architect.runtime.tls import make_ca, make_certificate
+from architect.runtime.certificates import make_ca, make_certificate
 from architect.silo.memory_client import MemoryProcess, MemoryStartError
 from architect.silo.memory_role import MemoryRole
 from tests.host.memory_rig import ADDRESS, Host, Rig, connect, cut_over, pair, rig, wait_gone

@@ -12,8 +12,9 @@ import pytest
 
 from architect.errors import ConflictError, InternalError, OutcomeUnknownError, UnavailableError
 from architect.model.ids import VmId
+from architect.runtime.certificates import make_ca, make_certificate
 from architect.runtime.rpc import Call, Channel, Handler, open_channel
-from architect.runtime.tls import client_context, make_ca, make_certificate, san_name, server_context
+from architect.runtime.tls import client_context, san_name, server_context
 from architect.wire.agent_messages import AgentMessage, Done, Progress, RemoveVm, StopVm
 from architect.wire.call import ITEMS_IN_FLIGHT_MAX
 

@@ -18,9 +18,7 @@ from typing import Any
 import msgspec
 
 from architect.clouds.local import messages as say
-from architect.clouds.local.demolition import demolish
-from architect.clouds.local.layout import HOSTS_MAX, StateFolder, fabric_mark, state_folder
-from architect.clouds.local.market import NOTICE_S
+from architect.clouds.local.layout import HOSTS_MAX, NOTICE_S, StateFolder, fabric_mark, state_folder
 from architect.clouds.local.options import LocalOptions, default_options
 from architect.clouds.local.preflight import check_machine, check_root
 from architect.clouds.local.process_table import process_environment
@@ -88,7 +86,7 @@ async def down(state_dir: Path, progress: Tell) -> dict[str, Any]:
     folder = state_folder(state_dir)
     _check_ours(folder)
     if not folder.change_lock.exists():
-        return {"state_dir": str(folder.root), "killed": await asyncio.to_thread(demolish, folder)}
+        return {"state_dir": str(folder.root), "killed": await _demolish(folder)}
     async with _changing(folder):
         progress("taking the fabric apart")
         killed = await _take_apart(folder)
@@ -220,6 +218,12 @@ async def _wait_listening(folder: StateFolder, process: ProcessIdentity, child: 
 
 async def _take_apart(folder: StateFolder) -> int:
     await _end_supervisor(folder)
+    return await _demolish(folder)
+
+
+async def _demolish(folder: StateFolder) -> int:
+    from architect.clouds.local.demolition import demolish  # netlink, which no other command needs
+
     return await asyncio.to_thread(demolish, folder)
 
 

@@ -18,7 +18,7 @@ from architect.clouds.local.layout import (
 from architect.clouds.local.record import FabricRecord, HostRecord
 from architect.model.config import AgentConfig, ControlConfig, EdgeConfig, write_config
 from architect.model.ownership import OWNERSHIP_MARK
-from architect.runtime.tls import make_ca, make_certificate
+from architect.runtime.certificates import make_ca, make_certificate
 
 
 def write_control(folder: StateFolder, layout: FabricLayout) -> Path:

@@ -40,6 +40,7 @@ EDGE_NAME = "edge-1"
 
 REGIONS = {"aws": "aws-local-1", "gcp": "gcp-local-1", "azure": "azure-local-1"}
 PROVIDERS = tuple(REGIONS)
+NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
 
 
 class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -23,7 +23,6 @@ from architect.runtime.clock import Clock
 NOTICE_S_MAX = 86400.0
 ACKNOWLEDGED_GRACE_S = 1.0
 RETRY_S = 1.0
-NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
 
 _log = logging.getLogger(__name__)
 

@@ -70,7 +70,7 @@ class DiskArrival:
                         raise self._lost(
                             "the connection to the source broke before all of it had arrived", "see the source's agent"
                         )
-                    case StreamTrouble.NO_SPACE:
+                    case StreamTrouble.STOPPED:
                         await resume_stream(self._machine)
             await completing
         finally:

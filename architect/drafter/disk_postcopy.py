@@ -39,7 +39,7 @@ class StreamTrouble(StrEnum):
     """Why a stream stands."""
 
     BROKEN = "the source cannot be read any more"
-    NO_SPACE = "the host's disk is full"
+    STOPPED = "it was stopped, most likely by the host's full disk; it may be told to go on"
 
 
 async def attach_remote(machine: Machine, connection: int, fresh_overlay: Path) -> None:
@@ -123,10 +123,14 @@ async def stream_progress(machine: Machine) -> JobProgress | None:
 
 
 async def stream_trouble(machine: Machine) -> StreamTrouble | None:
-    """Why the stream stands; None if it does not, or is over."""
+    """Why the stream stands; None if it does not, or is over.
+
+    A guest that is told to go on (`cont`) resets the error of each job, but sets none of them going: a job that stands without an
+    error has had one, and finds out by trying again.
+    """
     for found in await machine.qmp.execute("query-block-jobs"):
-        if found["device"] == JOB and found["io-status"] != "ok":
-            return StreamTrouble.NO_SPACE if found["io-status"] == "nospace" else StreamTrouble.BROKEN
+        if found["device"] == JOB and (found["io-status"] != "ok" or found["status"] == "paused"):
+            return StreamTrouble.BROKEN if found["io-status"] == "failed" else StreamTrouble.STOPPED
     return None
 
 

@@ -283,10 +283,12 @@ class _Batch:
         except (AssertionError, OSError) as error:
             fault = str(error)
         silence_s = vm.witness.gap_s
-        result = CellResult(victim.value, column.name, column.phase.value, outcome, status, words[-300:], silence_s, fault)
         if outcome == Outcome.LOST or fault or column.need in (Need.NO_BASE, Need.FILLED):
-            self._fleet.retire(vm)
-        return result
+            try:
+                self._fleet.retire(vm)
+            except (AssertionError, OSError) as error:
+                fault = f"{fault}; and it cannot be removed: {error}"
+        return CellResult(victim.value, column.name, column.phase.value, outcome, status, words[-300:], silence_s, fault)
 
     def _outcome(self, vm: FleetVm) -> str:
         """Where the VM is in the end: seen, alone, with its flows alive and nothing of theirs lost."""

@@ -392,6 +392,8 @@ def test_a_guest_whose_blocks_are_out_of_reach_waits_until_there_is_another_way_
             async with asyncio.timeout(30):
                 while await stream_trouble(target.machine) is not StreamTrouble.BROKEN:  # noqa: ASYNC110 all there is
                     await asyncio.sleep(0.05)
+            await target.machine.resume()  # takes the stream's error away and sets nothing going; the guest stops again
+            assert await stream_trouble(target.machine) is StreamTrouble.STOPPED
             for _ in range(2):  # from a stream that stands, and from a connection that nothing has used yet
                 with rig.connect(export) as connection:
                     await reattach_remote(target.machine, connection.fileno())

@@ -26,7 +26,7 @@ venv: $(VENV)/.done
 $(VENV)/.done: pyproject.toml setup.py $(wildcard native/*.c native/Makefile native/*/*.c native/*/*.h architect/conduit/bpf/*.c architect/conduit/bpf/*.h)
 	@echo "setup: virtual environment and C parts in $(VENV) (a minute or two the first time)"
 	@test -x $(PYTHON) || python3 -m venv $(VENV)
-	@$(VENV)/bin/pip --quiet --disable-pip-version-check install --editable '.[dev]'
+	@$(VENV)/bin/pip --quiet --disable-pip-version-check install --config-settings editable_mode=compat --editable '.[dev]'
 	@touch $@
 
 demo: setup

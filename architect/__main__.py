@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
+from architect.cli.entry import main
 
-from architect.cli.main import main
-
-sys.exit(main())
+raise SystemExit(main())

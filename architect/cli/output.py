@@ -10,6 +10,7 @@ from typing import Any
 from architect.model.sizes import format_size
 
 REASON_WIDTH = 60
+ENDPOINTS_SHOWN = 3
 
 
 class Output:
@@ -54,7 +55,7 @@ def vm_row(vm: dict[str, Any]) -> list[str]:
         state,
         vm["host"],
         format_size(vm["memory_bytes"]),
-        "" if is_over else ", ".join(endpoint_text(endpoint) for endpoint in vm["endpoints"]),
+        "" if is_over else _endpoints(vm["endpoints"]),
         _shortened(vm["image"]),
         _shortened(vm["reason"]),
     ]
@@ -83,6 +84,13 @@ def host_row(host: dict[str, Any]) -> list[str]:
 def endpoint_text(endpoint: dict[str, Any]) -> str:
     """`203.0.113.1:8080/tcp->80`."""
     return f"{endpoint['address']}:{endpoint['port']}/{endpoint['protocol']}->{endpoint['guest_port']}"
+
+
+def _endpoints(endpoints: list[dict[str, Any]]) -> str:
+    """The first few; `inspect` has them all."""
+    shown = [endpoint_text(endpoint) for endpoint in endpoints[:ENDPOINTS_SHOWN]]
+    more = len(endpoints) - len(shown)
+    return ", ".join([*shown, f"{more} more"] if more else shown)
 
 
 def event_line(event: dict[str, Any]) -> str:

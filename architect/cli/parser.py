@@ -167,7 +167,7 @@ def _vm_commands(commands: Any, shared: _Parser) -> None:
     remove = _vm_command(commands, shared, "rm", "vm_commands:remove", "remove a VM that is over, and all it has")
     remove.add_argument("--force", "-f", action="store_true", help="also if it runs")
     migrate = _vm_command(commands, shared, "migrate", "vm_commands:migrate", "move a VM live to another host")
-    migrate.add_argument("--to", required=True, metavar="HOST", help="where to")
+    migrate.add_argument("--to", type=_name, required=True, metavar="HOST", help="where to")
     migrate.add_argument(
         "--mode",
         choices=("auto", "precopy", "postcopy"),
@@ -227,6 +227,12 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
+
+
+def _name(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; name one")
+    return text
 
 
 def _seconds(text: str) -> float:

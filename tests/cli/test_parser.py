@@ -51,3 +51,8 @@ def test_json_goes_before_and_after_the_command(words: list[str]) -> None:
 def test_a_word_that_is_not_utf8_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "\udcff"]) == 2
     assert "is not UTF-8" in capsys.readouterr().err
+
+
+def test_an_empty_target_is_refused_by_the_name_of_its_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["migrate", "web", "--to", ""]) == 2
+    assert "--to: is empty" in capsys.readouterr().err

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
+from architect.model.handover_span import GUEST_RUNS
+
 WIDTH = 1280
 LEFT = 230
 RIGHT = 70
@@ -85,7 +87,9 @@ def _bands(move: dict[str, Any], bars: Sequence[Bar]) -> Iterator[Band]:
     resume = _find(bars, "target", "resume")
     if stop is None or resume is None:
         return
-    yield Band("pause", PAUSE, resume.end_ms - move["downtime_ms"], resume.end_ms)
+    runs = _find(bars, "target", GUEST_RUNS)
+    runs_at_ms = resume.end_ms if runs is None else runs.start_ms
+    yield Band("pause", PAUSE, runs_at_ms - move["downtime_ms"], runs_at_ms)
     steered = _find(bars, "edge", "steer-applied")
     seen = _find(bars, "guest", "first-packet")
     if steered is not None and seen is not None:

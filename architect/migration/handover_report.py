@@ -5,8 +5,9 @@ What the target did is brought onto the source's clock by the newest offset that
 
 The pause (`downtime_ms`) is STOP to RESUME by the timestamps of both QEMUs, if their difference is possible by the source's own
 clock; two hosts' clocks may differ by more than a pause, and then it is what the source has seen, less half of the time that the
-cut and its answer travelled. With `--verify` both sides hash all memory within the pause; that time is taken off, and `verified`
-says that it was done.
+cut and its answer travelled, and less what the target spent after the guest ran: on a busy host QEMU's answer to `cont` comes
+seconds after its guest goes on. With `--verify` both sides hash all memory within the pause; that time is taken off, and
+`verified` says that it was done.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from architect.migration.handover_plan import HandoverPlan
 from architect.migration.source_engine import SourceState
 from architect.migration.span_recorder import SpanRecorder
 from architect.migration.target_engine import TargetStep
-from architect.model.handover_span import SPANS_MAX, Side, Span, TimedAway
+from architect.model.handover_span import GUEST_RUNS, SPANS_MAX, Side, Span, TimedAway
 from architect.model.handover_state import HandoverState, MigrationMode
 from architect.model.sizes import PAGE_BYTES
 from architect.runtime.clock import Clock
@@ -86,10 +87,13 @@ class HandoverFigures:
         steps = [span for span in answer.spans if _is_in_pause(span)]
         self.verify_s += sum(step.end_s - step.start_s for step in steps if step.name == TargetStep.VERIFY.value)
         now_s = self.clock.monotonic_s()
-        travel_s = max(now_s - asked_at_s - sum(step.end_s - step.start_s for step in steps), 0.0)
+        resume_s = sum(step.end_s - step.start_s for step in steps if step.name == TargetStep.RESUME.value)
+        ran_s = sum(span.end_s - span.start_s for span in answer.spans if span.name == GUEST_RUNS and span.side is Side.TARGET)
+        asked_s = sum(step.end_s - step.start_s for step in steps) - resume_s
+        travel_s = max(now_s - asked_at_s - asked_s - resume_s, 0.0)
         pause_s = answer.resume_time_s - self.stop_time_s
-        if not now_s - self.stopped_at_s - travel_s <= pause_s <= now_s - self.stop_asked_at_s:
-            pause_s = now_s - self.stop_asked_at_s - travel_s / 2
+        if not asked_at_s + asked_s - self.stopped_at_s <= pause_s <= now_s - self.stop_asked_at_s:
+            pause_s = now_s - self.stop_asked_at_s - travel_s / 2 - ran_s
         self.downtime_s = max(pause_s - self.verify_s, 0.0)
         self.verified = True if full_hash else None
 

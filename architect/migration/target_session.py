@@ -37,7 +37,7 @@ from architect.migration.target_engine import (
 )
 from architect.migration.target_greeting import TargetGreeting
 from architect.migration.target_ports import MemoryListener, NeverRanError, TargetHostPort, TargetPorts
-from architect.model.handover_span import Side
+from architect.model.handover_span import GUEST_RUNS, Side
 from architect.model.ids import HostName
 from architect.model.ownership import OwnershipRecord
 from architect.runtime.clock import Clock
@@ -352,11 +352,15 @@ class TargetSession:
         return RecordKnown(await decided_record(self._ports.ownership, record))
 
     async def _resume(self) -> TargetEvent | None:
+        clock = self._setting.clock
+        asked_at_s = clock.monotonic_s()
         try:
             self._resume_time_s = await self._ports.machine.resume()
-            self._resumed_at_s = self._setting.clock.monotonic_s()
         except NeverRanError as error:
             return NeverRan(f"{error.thing}: {error.cause}")
+        now_s = clock.monotonic_s()
+        self._resumed_at_s = now_s - min(max(clock.wall_s() - self._resume_time_s, 0.0), now_s - asked_at_s)
+        self._spans.add(GUEST_RUNS, self._resumed_at_s, now_s, TargetStep.RESUME.value)
         return None
 
     async def _relay(self) -> None:

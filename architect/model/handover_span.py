@@ -13,6 +13,8 @@ import msgspec
 
 SPAN_NAME_MAX = 40
 SPANS_MAX = 256
+GUEST_RUNS = "guest-runs"
+"""The part of the target's `resume` in which the guest runs already, by QEMU's event, and QEMU's answer is awaited."""
 
 _Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=SPAN_NAME_MAX)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from xml.etree import ElementTree
 
-from architect.cli.waterfall import COLOURS, render
+from architect.cli.waterfall import COLOURS, LEFT, PAUSE, WIDTH, render
 from architect.model.handover_span import Side
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -44,6 +44,14 @@ def test_every_span_is_a_row_of_its_lane_and_pause_and_silence_are_marked() -> N
     assert {"the whole move", "the switch", "order", "bulk", "save-state", "first-packet", "pause", "silence"} <= set(shown)
     assert shown.count("bulk") == 1, "what was before the switch is not drawn in its panel"
     assert "1.20 s, pause 40 ms, silence 139 ms; clocks agree within 0.20 ms" in shown
+
+
+def test_the_pause_ends_when_the_guest_runs_and_not_when_its_qemu_says_so() -> None:
+    spans = [one for one in WHOLE["spans"] if one["name"] not in ("resume", "first-packet")]
+    late = [span("target", "resume", 0.998, 6.0), span("target", "guest-runs", 1.0, 6.0, "resume")]
+    drawn = ElementTree.fromstring(render(move(*spans, *late))).findall(f".//{SVG}rect[@fill='{PAUSE}']")
+    of_the_switch = drawn[-1]
+    assert float(of_the_switch.attrib["x"]) < LEFT + 0.2 * (WIDTH - LEFT), "5 s of answer are on its right"
 
 
 def test_each_side_has_a_colour() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from architect.migration.handover_report import SOURCE_SPANS_MAX, TARGET_SPANS_MAX, HandoverFigures
 from architect.migration.source_engine import SourceState
-from architect.model.handover_span import SPANS_MAX, Side, Span, Spans, TimedAway
+from architect.model.handover_span import GUEST_RUNS, SPANS_MAX, Side, Span, Spans, TimedAway
 from architect.runtime.clock import SystemClock
 from architect.wire.agent_messages import MigrationReport
 from architect.wire.migration_messages import Committed
@@ -45,6 +45,21 @@ def test_the_pause_is_known_without_the_targets_clock() -> None:
     now_s = one.clock.monotonic_s()
     one.stop_asked_at_s, one.stopped_at_s, one.stop_time_s = now_s - 0.040, now_s - 0.039, 100.0
     one.committed(Committed(2, 100.035, (Span("claim", Side.TARGET, 7.0, 7.01),)), now_s - 0.020, full_hash=False)
+    assert 0.03 < one.downtime_s < 0.041
+
+
+@pytest.mark.parametrize("target_date_s", [100.0, 5000.0], ids=["clocks that agree", "clocks that do not"])
+def test_an_answer_that_comes_long_after_the_guest_goes_on_is_no_part_of_the_pause(target_date_s: float) -> None:
+    """A busy host: QEMU says that the guest runs 5 s after it does."""
+    one = figures()
+    now_s = one.clock.monotonic_s()
+    one.stop_asked_at_s, one.stopped_at_s, one.stop_time_s = now_s - 5.040, now_s - 5.039, 100.0
+    spans = (
+        Span("claim", Side.TARGET, 7.0, 7.01),
+        Span(GUEST_RUNS, Side.TARGET, 7.012, 12.012, "resume"),
+        Span("resume", Side.TARGET, 7.01, 12.012),
+    )
+    one.committed(Committed(2, target_date_s + 0.035, spans), now_s - 5.020, full_hash=False)
     assert 0.03 < one.downtime_s < 0.041
 
 

@@ -24,6 +24,7 @@ from architect.wire.agent_messages import (
     Done,
     ExecInput,
     ExecStart,
+    GiveUpMove,
     HostReport,
     LogData,
     MigrateVm,
@@ -73,6 +74,9 @@ class AgentService:
                 return await self._remove(message)
             case MigrateVm():
                 return await self._migrate(message, call)
+            case GiveUpMove():
+                self._moves.source.give_up(message.migration, message.reason)
+                return Done()
             case ReadClock():
                 return ClockIs(self._host.clock.monotonic_s())
             case AcknowledgeNotice():

@@ -17,6 +17,7 @@ from architect.errors import ArchitectError, HandoverError, LostError, NotFoundE
 from architect.model.sizes import format_size
 
 POLL_S = 0.3
+BEFORE_COMMIT = ("planned", "preparing", "precopy", "switchover")
 LOSS_LOOKS = 3
 
 
@@ -103,14 +104,32 @@ def inspect(options: argparse.Namespace) -> int:
 
 def stop(options: argparse.Namespace) -> int:
     """`architect stop`."""
-    vm = Client(options.state_dir).post(f"/v1/vms/{segment('vm', options.vm)}/stop", {"grace_s": options.grace})
+    client = Client(options.state_dir)
+    _say_what_is_waited_for(client, options)
+    vm = client.post(f"/v1/vms/{segment('vm', options.vm)}/stop", {"grace_s": options.grace})
     return _show(options, vm, f"{vm['name']} {vm['state']}")
 
 
 def remove(options: argparse.Namespace) -> int:
     """`architect rm`."""
-    vm = Client(options.state_dir).delete(f"/v1/vms/{segment('vm', options.vm)}", force=options.force)
+    client = Client(options.state_dir)
+    if options.force:
+        _say_what_is_waited_for(client, options)
+    vm = client.delete(f"/v1/vms/{segment('vm', options.vm)}", force=options.force)
     return _show(options, vm, f"{vm['name']} removed")
+
+
+def _say_what_is_waited_for(client: Client, options: argparse.Namespace) -> None:
+    """A VM that moves ends after its move, which is undone, or goes on where it is too late for that."""
+    vm = client.get(f"/v1/vms/{segment('vm', options.vm)}")
+    if vm["state"] != "migrating":
+        return
+    for move in client.get("/v1/migrations"):
+        if move["vm"] == vm["name"] and not move["outcome"]:
+            way = f"{vm['name']} is moving from {move['source']} to {move['target']}"
+            is_over = move["state"] not in BEFORE_COMMIT
+            what = f"{move['target']} has it already, so the move is waited for" if is_over else "the move is given up first"
+            Output(as_json=options.json).progress(f"{way}: {what}")
 
 
 def _show(options: argparse.Namespace, value: dict[str, Any], text: str = "") -> int:

@@ -1,6 +1,7 @@
 """Ending a VM: stop it, or remove it with all it has. What is wanted is written down first, and holds until it is true.
 
-A stop ends the VM and keeps its record, its log and its exit code; a VM that is moving is stopped when the move has ended. A
+A stop ends the VM and keeps its record, its log and its exit code; a move of it is given up, or waited for where that is too late
+(`unwanted_move`), and then the VM is stopped where it is. A
 removal leaves a tombstone at once; the reconciler clears every host that still reports the VM and the edge, now or when they
 are back.
 """

@@ -21,6 +21,7 @@ from architect.control.move_spans import compare_clocks, control_spans, with_spa
 from architect.control.notices import leave_by_s
 from architect.control.records import Desired, EventKind, HostRecord, MigrationRecord, MoveCause, VmRecord
 from architect.control.rooms import HostState, host_state, is_gone, room_at
+from architect.control.unwanted_move import ask_to_give_up, why_unwanted
 from architect.control.views import migration_view
 from architect.errors import ArchitectError, CapacityError, ConflictError, LostError, NotFoundError, UnavailableError, UsageError
 from architect.model.handover_state import HandoverState, MigrationMode
@@ -147,6 +148,7 @@ async def drive_move(fabric: Fabric, identity: MigrationId) -> None:
     seen = fabric.bell.count
     asking: asyncio.Task[None] | None = None
     told_deadline_s: float | None = None
+    told_unwanted = False
     try:
         while not (record := fabric.book.moves[identity]).state.is_terminal:
             now_s = fabric.clock.monotonic_s()
@@ -164,9 +166,11 @@ async def drive_move(fabric: Fabric, identity: MigrationId) -> None:
                 await asyncio.gather(asking, return_exceptions=True)
                 is_asking = False
             if not is_asking and fabric.fleet.is_here(record.source) and record.target in fabric.book.hosts:
-                told_deadline_s = record.deadline_at_s
+                told_deadline_s, told_unwanted = record.deadline_at_s, False
                 asking = asyncio.create_task(_ask_source(fabric, record))
                 asking.add_done_callback(lambda _: fabric.bell.ring())
+            if not told_unwanted and (why := why_unwanted(fabric, record)) and fabric.fleet.is_here(record.source):
+                told_unwanted = await ask_to_give_up(fabric, record, why)
             seen = await fabric.bell.wait_rung(seen, MOVE_RETRY_S)
     finally:
         if asking is not None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from architect.errors import ArchitectError, InternalError
+from architect.errors import ArchitectError, HandoverError, InternalError
 from architect.migration.handover_plan import HandoverPlan
 from architect.migration.handover_report import HandoverFigures
 from architect.migration.peer_link import PeerLink
@@ -25,7 +25,9 @@ from architect.migration.source_engine import (
     actions_of,
     advance,
     begun,
+    can_be_given_up,
     delay_s_of,
+    given_up,
     hurried,
 )
 from architect.migration.source_ports import Handover
@@ -67,6 +69,8 @@ class HandoverDriver:
         self._state = start if start is not None else SourceState(handover.plan)
         self._notes: list[str] = []
         self._actions: SourceActions | None = None
+        self._unwanted = ""
+        self._given_up = asyncio.Event()
 
     async def run(self) -> HandoverOutcome:
         """Move the VM; returns when the handover has ended, whichever way.
@@ -98,8 +102,17 @@ class HandoverDriver:
         if self._actions is not None:
             self._actions.deadline_at_s = deadline_at_s
 
+    def give_up(self, reason: str) -> None:
+        """Nobody wants the move any more: undo it, unless its cut has left. While the guest is switched over, step by step in
+        milliseconds, it is undone after the step; before that, in its middle. Idempotent."""
+        self._unwanted = reason
+        self._given_up.set()
+
     async def _drive(self, actions: SourceActions, link: PeerLink) -> None:
         while not self._state.step.is_terminal:
+            if self._unwanted and can_be_given_up(self._state):
+                self._state = given_up(self._state, self._unwanted)
+                continue
             if delay_s := delay_s_of(self._state):
                 await self._clock.sleep(delay_s)
             self._state = begun(self._state, self._clock.monotonic_s())
@@ -133,6 +146,8 @@ class HandoverDriver:
         try:
             async with asyncio.TaskGroup() as outer:
                 beside = [outer.create_task(link.watch())] if state.step in WATCHED else []
+                if can_be_given_up(state) and state.step not in STANDING:
+                    beside.append(outer.create_task(self._raise_when_given_up()))
                 if (gate := self._handover.ports.gate) is not None:
                     await gate.wait(f"source-{state.step.value}")
                 async with asyncio.TaskGroup() as group:
@@ -148,6 +163,10 @@ class HandoverDriver:
             if event is not None:
                 return event
         return Performed()
+
+    async def _raise_when_given_up(self) -> None:
+        await self._given_up.wait()
+        raise HandoverError(f"vm {self._plan.vm}", self._unwanted, "move it again if you want it elsewhere")
 
     async def _perform(self, actions: SourceActions, action: Action, state: SourceState) -> SourceEvent | None:
         try:

@@ -25,6 +25,7 @@ from architect.runtime.clock import Clock, Entropy
 from architect.wire.agent_messages import MigrateVm, MigrationReport
 
 ENDED_KEPT_MAX = 128
+UNWANTED_KEPT_MAX = 128
 
 
 class _Running:
@@ -36,6 +37,12 @@ class _Running:
         self.latest: MigrationReport | None = None
         self.task: asyncio.Task[HandoverOutcome] | None = None
         self.driver: HandoverDriver | None = None
+        self.unwanted = ""
+
+    def give_up(self, reason: str) -> None:
+        self.unwanted = reason
+        if self.driver is not None:
+            self.driver.give_up(reason)
 
     def tell(self, report: MigrationReport) -> None:
         self.latest = report
@@ -54,6 +61,7 @@ class HandoverSource:
         self._running: dict[MigrationId, _Running] = {}
         self._opening: set[VmId] = set()
         self._ended: dict[VmId, MigrationReport] = {}
+        self._unwanted: dict[MigrationId, str] = {}
         self._reclaims: dict[VmId, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
 
@@ -97,6 +105,15 @@ class HandoverSource:
         finally:
             if on_report is not None:
                 running.listeners.remove(on_report)
+
+    def give_up(self, migration: MigrationId, reason: str) -> None:
+        """Undo that handover, unless it is past its cut; one that is not known (yet) is refused from now on. Idempotent."""
+        if (running := self._running.get(migration)) is not None:
+            running.give_up(reason)
+        elif all(report.id != migration for report in self._ended.values()):
+            self._unwanted[migration] = reason
+            while len(self._unwanted) > UNWANTED_KEPT_MAX:
+                self._unwanted.pop(next(iter(self._unwanted)))
 
     async def recover(self, handover: Handover, *, is_running: bool) -> HandoverOutcome:
         """Take up a handover that the agent's predecessor had begun, to its end.
@@ -149,6 +166,8 @@ class HandoverSource:
     async def _begin(self, request: MigrateVm) -> _Running:
         if self.is_moving(request.vm):
             raise ConflictError(f"vm {request.vm}", "is being moved already", "wait for the end of that move")
+        if (reason := self._unwanted.get(request.migration)) is not None:
+            raise ConflictError(f"vm {request.vm}", reason, "move it again if you want it elsewhere")
         self._opening.add(request.vm)
         try:
             await self.let_go(request.vm)
@@ -156,6 +175,7 @@ class HandoverSource:
             self._agent.keep(handover.plan)
             assert self._group is not None, "run() owns the tasks"
             running = self._running[handover.plan.migration] = _Running(request.vm)
+            running.unwanted = self._unwanted.get(request.migration, "")
             running.task = self._group.create_task(self._drive(handover, running, None))
             return running
         finally:
@@ -164,6 +184,8 @@ class HandoverSource:
     async def _drive(self, handover: Handover, running: _Running, state: SourceState | None) -> HandoverOutcome:
         plan = handover.plan
         running.driver = HandoverDriver(handover, self._clock, self._entropy, running.tell, state)
+        if running.unwanted:
+            running.driver.give_up(running.unwanted)
         outcome = await running.driver.run()
         self._running.pop(plan.migration, None)
         self._ended.pop(plan.vm, None)

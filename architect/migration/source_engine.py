@@ -155,6 +155,16 @@ def hurried(state: SourceState, deadline_at_s: float | None) -> SourceState:
     return msgspec.structs.replace(state, plan=msgspec.structs.replace(state.plan, deadline_at_s=deadline_at_s))
 
 
+def can_be_given_up(state: SourceState) -> bool:
+    """Whether the source alone can still end the move: its cut has not left, and nothing is undone yet."""
+    return not state.step.is_terminal and state.step is not SourceStep.UNDO and Effect.CUT_SENT not in state.effects
+
+
+def given_up(state: SourceState, reason: str) -> SourceState:
+    """The state once nobody wants the move any more: undone, or as it was where it is too late."""
+    return _undo(state, HandoverError.code, reason) if can_be_given_up(state) else state
+
+
 def may_resume(state: SourceState) -> bool:
     """Whether the machine may run here again."""
     if Effect.CUT_SENT not in state.effects:

@@ -33,6 +33,7 @@ from architect.wire.agent_messages import (
     ExecInput,
     ExecOutput,
     ExecStart,
+    GiveUpMove,
     Hello,
     HostFacts,
     HostReport,
@@ -60,6 +61,8 @@ MOVE_STEPS = (
     HandoverState.DONE,
 )
 
+BEFORE_CUT = (HandoverState.PLANNED, HandoverState.PREPARING, HandoverState.PRECOPY)
+
 FAKE_CLOCK_AHEAD_S = 1000.0
 """How far the hosts' monotonic clocks are ahead of the test's."""
 
@@ -77,6 +80,7 @@ class FakeWorld:
         self.refuse_move: dict[HostName, ArchitectError] = {}
         self.run_gate: asyncio.Event | None = None
         self.spans: tuple[Span, ...] = (Span("bulk", Side.SOURCE, 0.1, 0.25), Span("memory-scan", Side.SOURCE, 0.1, 0.11, "bulk"))
+        self.unwanted: dict[MigrationId, str] = {}
         self.requests: list[Any] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -104,6 +108,8 @@ class FakeWorld:
         """Begin a handover, or find the one that has this id."""
         if request.migration in self.moves:
             return self.moves[request.migration]
+        if (reason := self.unwanted.get(request.migration)) is not None:
+            raise ConflictError(f"vm {request.vm}", reason, "move it again if you want it elsewhere")
         if request.vm not in source.vms:
             raise NotFoundError(f"vm {request.vm}", f"is not on host {source.name}", "look where it is")
         report = MigrationReport(
@@ -113,6 +119,15 @@ class FakeWorld:
         move = self.moves[request.migration] = FakeMove(report)
         self.spawn(self._carry_out(move, source))
         return move
+
+    async def give_up_move(self, identity: MigrationId, reason: str) -> None:
+        """As a source does: undone before its cut, gone on with after it, refused if it has not been asked for yet."""
+        move = self.moves.get(identity)
+        if move is None:
+            self.unwanted[identity] = reason
+        elif move.report.state in BEFORE_CUT:
+            move.advance(HandoverState.FAILED, reason=reason)
+            await self._forget_incoming(move)
 
     def spawn(self, work: Any) -> None:
         """A task that this world owns."""
@@ -243,6 +258,9 @@ class FakeAgent:
                 return await self._remove(vm, force)
             case MigrateVm():
                 return await self._migrate(message, call)
+            case GiveUpMove(migration, _, reason):
+                await self.world.give_up_move(migration, reason)
+                return Done()
             case ReadLog(vm, offset, follow):
                 self.reader_count += 1
                 try:

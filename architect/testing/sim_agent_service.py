@@ -16,6 +16,7 @@ from architect.testing.sim_machine import QemuStatus
 from architect.wire.agent_messages import (
     AcknowledgeNotice,
     Done,
+    GiveUpMove,
     HostReport,
     MigrateVm,
     MigrationProgress,
@@ -83,6 +84,9 @@ class SimAgentService:
         match message:
             case MigrateVm():
                 return await self._migrate(message, call)
+            case GiveUpMove():
+                self._agent.source.give_up(message.migration, message.reason)
+                return Done()
             case RemoveVm():
                 if self._agent.source.is_moving(message.vm):
                     raise ConflictError(f"vm {message.vm}", "is being moved", "wait for the end of the move")

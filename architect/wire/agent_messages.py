@@ -186,6 +186,17 @@ class MigrateVm(_Message, frozen=True):
     bandwidth_bytes_s: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
+class GiveUpMove(_Message, frozen=True):
+    """Undo that move; one whose cut has left goes on to its end. Answers `Done` at once: how it ends is told to who asked for it.
+
+    Idempotent. A move that is not known here is refused, should it be asked for yet.
+    """
+
+    migration: MigrationId
+    vm: VmId
+    reason: str
+
+
 class AcknowledgeNotice(_Message, frozen=True):
     """No VM is left here: tell the cloud that the notice may proceed (Azure), if it wants to know. Answers `Done`."""
 
@@ -276,6 +287,6 @@ class Done(_Message, frozen=True):
 
 
 AgentMessage = (
-    Hello | Welcome | HostReport | RunVm | StopVm | RemoveVm | MigrateVm | AcknowledgeNotice | ReadClock | ClockIs | ReadLog
-    | ExecStart | ExecInput | Progress | VmStatus | MigrationProgress | LogData | ExecOutput | ExecExit | Done
+    Hello | Welcome | HostReport | RunVm | StopVm | RemoveVm | MigrateVm | GiveUpMove | AcknowledgeNotice | ReadClock | ClockIs
+    | ReadLog | ExecStart | ExecInput | Progress | VmStatus | MigrationProgress | LogData | ExecOutput | ExecExit | Done
 )  # fmt: skip

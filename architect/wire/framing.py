@@ -17,7 +17,7 @@ import msgspec
 
 from architect.errors import PeerError
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 HEAD_BYTES_MAX = 1 << 20
 BODY_BYTES_MAX = 4 << 20
 PREFIX = struct.Struct(">II")

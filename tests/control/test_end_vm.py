@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from architect.control.end_vm import remove_vm, stop_vm
+from architect.control.move_vm import MoveWish, migrate_vm
 from architect.errors import ConflictError, LostError, NotFoundError, UnavailableError, UsageError
 from architect.model.endpoints import Publish
+from architect.model.handover_state import HandoverState
+from architect.model.ids import HostName
 from architect.model.vm_state import VmState
-from tests.control.rig import id_of, rig, simulate
+from tests.control.rig import ended, id_of, rig, simulate
 
 WEB = (Publish(8080, 80),)
 
@@ -123,5 +126,74 @@ def test_a_grace_out_of_bounds_is_refused(tmp_path: Path, grace_s: float) -> Non
         async with rig(tmp_path) as one:
             with pytest.raises(UsageError):
                 await stop_vm(one.control.fabric, "web", grace_s)
+
+    simulate(test())
+
+
+@pytest.mark.parametrize("state", [HandoverState.PREPARING, HandoverState.PRECOPY, HandoverState.SWITCHOVER])
+def test_a_stop_gives_up_a_move_that_has_not_cut_and_the_vm_stops_at_its_source(tmp_path: Path, state: HandoverState) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            one.world.hold[state] = asyncio.Event()
+            await one.run("web", host="aws-1")
+            _, follower = await migrate_vm(one.control.fabric, MoveWish("web", "gcp-1"))
+            await asyncio.sleep(0.5)
+            record = await stop_vm(one.control.fabric, "web", 3)
+            assert (record.state, record.host) == (VmState.STOPPED, "aws-1")
+            move = await ended(follower)
+            assert (move.outcome, move.reason) == ("failed", "it is to be stopped")
+            assert not one.world.agents[HostName("gcp-1")].vms
+
+    simulate(test())
+
+
+def test_a_stop_after_the_cut_waits_for_the_move_and_stops_the_vm_at_the_target(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            gate = one.world.hold[HandoverState.COMMITTED] = asyncio.Event()
+            await one.run("web", host="aws-1")
+            _, follower = await migrate_vm(one.control.fabric, MoveWish("web", "gcp-1"))
+            await asyncio.sleep(0.5)
+            stopping = asyncio.create_task(stop_vm(one.control.fabric, "web", 3))
+            await asyncio.sleep(5)
+            assert not stopping.done()
+            gate.set()
+            record = await stopping
+            assert (record.state, record.host) == (VmState.STOPPED, "gcp-1")
+            assert (await ended(follower)).outcome == "done"
+
+    simulate(test())
+
+
+def test_a_removal_by_force_gives_the_move_up_too(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            one.world.hold[HandoverState.PRECOPY] = asyncio.Event()
+            await one.run("web", host="aws-1")
+            await migrate_vm(one.control.fabric, MoveWish("web", "gcp-1"))
+            await asyncio.sleep(0.5)
+            await remove_vm(one.control.fabric, "web", force=True)
+            assert not one.control.fabric.book.vms
+            assert not [vm for agent in one.world.agents.values() for vm in agent.vms]
+
+    simulate(test())
+
+
+def test_a_move_is_given_up_over_a_restart_of_the_control_plane(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, "aws-1", "gcp-1") as one:
+            one.world.hold[HandoverState.PRECOPY] = asyncio.Event()
+            await one.run("web", host="aws-1")
+            await migrate_vm(one.control.fabric, MoveWish("web", "gcp-1"))
+            await asyncio.sleep(0.5)
+            agent = await one.disconnect("aws-1")
+            stopping = asyncio.create_task(stop_vm(one.control.fabric, "web", 1))
+            await asyncio.sleep(0.5)
+            stopping.cancel()
+            await one.kill()
+            one.start()
+            await one.connect(agent)
+            await one.until_state("web", VmState.STOPPED)
+            assert one.view("web").host == "aws-1"
 
     simulate(test())

@@ -20,7 +20,9 @@ from architect.migration.source_engine import (
     actions_of,
     advance,
     begun,
+    can_be_given_up,
     delay_s_of,
+    given_up,
     may_resume,
     recovered,
 )
@@ -118,6 +120,18 @@ def test_a_failure_before_the_cut_was_sent_undoes_all_that_was_begun_and_writes_
     assert undone == [action for effect, action in UNDO if effect in effects]
     assert SourceStep.RESOLVE not in steps(states)
     assert states[-1].step is SourceStep.FAILED and "something broke" in states[-1].reason
+
+
+@pytest.mark.parametrize("seen", walk(SourceState(plan(verify=True))), ids=lambda state: state.step.value)
+def test_a_move_can_be_given_up_until_its_cut_may_have_left_and_no_later(seen: SourceState) -> None:
+    begun_here = seen if seen.step.is_terminal else begun(seen, 1.0)
+    after = given_up(begun_here, "it is to be stopped")
+    if Effect.CUT_SENT in begun_here.effects or seen.step.is_terminal:
+        assert after == begun_here and not can_be_given_up(begun_here)
+        return
+    end = walk(after)[-1]
+    assert (end.step, end.reason, end.code) == (SourceStep.FAILED, "it is to be stopped", HandoverError.code)
+    assert given_up(after, "again") == after, "what is undone already goes on"
 
 
 def test_a_failure_of_the_commit_writes_the_abort_record_before_anything_is_undone() -> None:
@@ -261,7 +275,7 @@ def test_an_old_plan_does_not_judge_a_newer_record() -> None:
     assert state.step is SourceStep.UNDO and may_resume(state)
 
 
-EVENTS = st.sampled_from(["good", "good", "good", "fail", "theirs", "ours"])
+EVENTS = st.sampled_from(["good", "good", "good", "fail", "theirs", "ours", "give up"])
 
 
 @settings(max_examples=300, deadline=None)
@@ -274,6 +288,9 @@ def test_whatever_happens_the_source_never_resumes_what_may_run_elsewhere_and_al
     for choice in choices:
         if state.step.is_terminal:
             break
+        if choice == "give up" and can_be_given_up(state):
+            state = given_up(state, "it is to be stopped")
+            continue
         state = begun(state, 1.0)
         actions = actions_of(state)
         if Action.RESUME in actions:

@@ -52,6 +52,8 @@ class HostedVm:
         self.ended = asyncio.Event()
         self.taken_up = asyncio.Event()
         self.taken_up.set()
+        self.found = asyncio.Event()
+        self.found.set()
         self.log = LogStore(folder.log)
         self._watching: asyncio.Task[None] | None = None
         self._keeping: asyncio.Task[None] | None = None

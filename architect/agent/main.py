@@ -88,6 +88,7 @@ async def _serve(host: Host, changed: _Changed) -> None:
             group.create_task(_warm_up(host))
             await moves.ready.wait()
             await recover_all(host, table, moves, group)
+            moves.known.set()
             group.create_task(notices.run())
             group.create_task(link.run())
     except ExceptionGroup as errors:

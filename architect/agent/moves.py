@@ -29,7 +29,7 @@ from architect.migration.source_ports import Handover, SourceFlowPort, SourcePor
 from architect.migration.target_ports import TargetPorts
 from architect.model.handover_state import HandoverState
 from architect.model.ids import HostName, MigrationId, VmId
-from architect.model.ownership import RecordKind
+from architect.model.ownership import OwnershipRecord, RecordKind
 from architect.model.vm_spec import VmSpec
 from architect.model.vm_state import VmState
 from architect.runtime.rpc import Channel, peer_name
@@ -55,9 +55,11 @@ class Moves:
         self._holds = HoldPoints(Path(host.config.state_dir))
         self._peers = 0
         self.ready = asyncio.Event()
+        self.known = asyncio.Event()
 
     async def run(self) -> None:
-        """Serve other agents and own all handovers, until cancelled. From `ready` on handovers can be taken up."""
+        """Serve other agents and own all handovers, until cancelled. From `ready` on handovers can be taken up; others are served
+        once somebody has set `known`: the table has all that is here."""
         context = server_context(Path(self._host.config.tls_dir))
         config = self._host.config
         async with asyncio.TaskGroup() as group:
@@ -65,6 +67,7 @@ class Moves:
             group.create_task(self.target.run())
             await asyncio.sleep(0)
             self.ready.set()
+            await self.known.wait()
             server = await asyncio.start_server(self._serve_peer, config.address, config.migration_port, ssl=context, limit=8 << 20)
             async with server:
                 await server.serve_forever()
@@ -111,11 +114,7 @@ class Moves:
     async def _newest_term(self, vm: HostedVm) -> int:
         """The term by which the VM is ours. The log may know a newer one than we do: a target that its agent's successor gave up
         has written the record that keeps the VM here."""
-        try:
-            async with asyncio.timeout(RECORD_TIMEOUT_S):
-                latest = await self._host.ownership.latest(vm.record.id)
-        except TimeoutError as error:
-            raise UnavailableError("ownership log", f"no answer in {RECORD_TIMEOUT_S:g} s", "try the move again") from error
+        latest = await self.latest_record(vm.record.id)
         if latest is None or latest.term < vm.record.term:
             return vm.record.term
         if latest.kind is RecordKind.END or latest.host != self._host.config.name:
@@ -169,6 +168,19 @@ class Moves:
                 self._group.create_task(vm.close_books())
 
     # TargetHostPort
+
+    async def wait_known(self, vm: VmId) -> None:
+        """As the port says."""
+        if (present := self._table.get(vm)) is not None:
+            await present.found.wait()
+
+    async def latest_record(self, vm: VmId) -> OwnershipRecord | None:
+        """As the port says."""
+        try:
+            async with asyncio.timeout(RECORD_TIMEOUT_S):
+                return await self._host.ownership.latest(vm)
+        except TimeoutError as error:
+            raise UnavailableError("ownership log", f"no answer in {RECORD_TIMEOUT_S:g} s", "try the move again") from error
 
     async def reserve(self, request: Prepare) -> TargetPorts:
         """As the port says."""

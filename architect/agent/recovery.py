@@ -65,6 +65,7 @@ async def _recover(host: Host, table: VmTable, moves: Moves, group: asyncio.Task
         return
     host.reserved[record.id] = record.request.memory_bytes
     vm.taken_up.clear()
+    vm.found.clear()
     group.create_task(_take_up(_Finding(host, table, moves, group, vm)))
 
 
@@ -91,6 +92,7 @@ async def _take_up(finding: _Finding) -> None:
             await asyncio.sleep(min(RETRY_S * 2**attempt, RETRY_S_MAX))
             attempt += 1
     finding.vm.taken_up.set()
+    finding.vm.found.set()
 
 
 async def _take_up_once(finding: _Finding) -> None:
@@ -184,4 +186,5 @@ async def _take_up_incoming(finding: _Finding, prepare: Prepare) -> None:
     """The target of a handover, which may be filling: the ownership log decides whether it is ours to run."""
     if finding.vm.parts is not None:
         finding.vm.keep_memory(finding.group, finding.vm.parts)
+    finding.vm.found.set()
     await finding.moves.target.recover(prepare, finding.moves.incoming(finding.vm, prepare))

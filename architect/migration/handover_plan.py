@@ -26,7 +26,9 @@ class HandoverLimits(msgspec.Struct, frozen=True):
     have to be for a move to be given up (`cut_plan`).
     `status_hold_s` is how long pages and blocks are kept for a target that took the VM over and cannot be reached: it may return,
     and nobody else has them. `seen_timeout_s` is how long the destruction of the source's copy is put off for the guest to be seen
-    at the target: its work is not to take the CPU from that, where they share one.
+    at the target: its work is not to take the CPU from that, where they share one. `leftover_timeout_s` is how long a target that
+    is asked to take a VM waits to find what it has of an earlier attempt, and again for the end of that: in all less than the source
+    waits for the answer to `Prepare`.
     """
 
     pause_budget_s: float = 0.010
@@ -61,6 +63,7 @@ class HandoverLimits(msgspec.Struct, frozen=True):
     memory_streams: int = 2
     verify_bytes_per_s: float = 100e6
     cleanup_timeout_s: float = 5.0
+    leftover_timeout_s: float = 4.0
 
 
 class HandoverPlan(msgspec.Struct, frozen=True):

@@ -23,6 +23,7 @@ from architect.errors import (
 from architect.migration.compatibility import check_target
 from architect.migration.ended_handover import EndedHandover
 from architect.migration.handover_plan import HandoverLimits
+from architect.migration.leftover import check_asker, check_ended, check_newest
 from architect.migration.target_engine import TargetStep
 from architect.migration.target_ports import TargetHostPort, TargetPorts
 from architect.migration.target_session import SessionSetting, TargetSession
@@ -75,6 +76,7 @@ class HandoverTarget:
         self._limits = limits if limits is not None else HandoverLimits()
         self._sessions: dict[MigrationId, TargetSession] = {}
         self._ended: dict[MigrationId, EndedHandover] = {}
+        self._preparing: set[VmId] = set()
         self._group: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
@@ -125,9 +127,16 @@ class HandoverTarget:
             IncompatibleError, CapacityError, ConflictError: the VM cannot come here, by name.
         """
         check_target(request.spec, request.source, self.facts)
-        await self._clear_the_way(request)
-        ports = await self._agent.reserve(request)
-        self._open(request, self._setting(ports))
+        vm = request.spec.id
+        if vm in self._preparing:
+            raise ConflictError(f"vm {vm}", "is being prepared for here by another handover", "try again in a moment")
+        self._preparing.add(vm)
+        try:
+            await self._clear_the_way(request)
+            ports = await self._agent.reserve(request)
+            self._open(request, self._setting(ports))
+        finally:
+            self._preparing.discard(vm)
         base = request.spec.base
         present = await ports.bases.present_bytes(base.digest, base.size_bytes)
         return Prepared(present, self.facts.address)
@@ -188,13 +197,27 @@ class HandoverTarget:
         return SessionSetting(host, address, ports, self._agent, self._clock, self._limits, writer, recovers)
 
     async def _clear_the_way(self, request: Prepare) -> None:
-        """End an earlier attempt at this VM whose source has died; refuse while one may still take over."""
-        for migration, session in list(self._sessions.items()):
-            if not session.state.step.is_terminal and session.request.spec.id == request.spec.id:
-                if session.state.step not in (TargetStep.RESERVED, TargetStep.STARTED):
-                    thing = f"vm {request.spec.id}"
-                    raise ConflictError(thing, f"is being taken over here by handover {migration}", "wait for its end")
-                await session.abort(f"handover {request.migration} takes its place")
+        """End an earlier attempt at this VM; the ownership log says whether that is safe, not its time-outs (`leftover`).
+
+        Raises:
+            ConflictError: it may still take over, or has; or who asks does not own the VM, or not by the newest record.
+        """
+        vm, patience_s = request.spec.id, self._limits.leftover_timeout_s
+        try:
+            async with asyncio.timeout(patience_s):
+                await self._agent.wait_known(vm)
+        except TimeoutError as error:
+            cause = f"was coming to host {self.facts.name} when its agent was started again, and is not found yet"
+            raise ConflictError(f"vm {vm}", cause, "try again in a moment, or choose another host") from error
+        left = [one for one in self._sessions.values() if one.request.spec.id == vm and not one.state.step.is_terminal]
+        if not left:
+            return
+        check_asker(request, await self._agent.latest_record(vm))
+        ending = {self._spawn(one.abort(f"handover {request.migration} takes its place")) for one in left}
+        await asyncio.wait(ending, timeout=patience_s)
+        for session in left:
+            check_ended(session.state)
+        check_newest(request, await self._agent.latest_record(vm))
 
     def _spawn(self, work: Coroutine[Any, Any, ResultT]) -> asyncio.Task[ResultT]:
         assert self._group is not None, "run() owns the tasks"

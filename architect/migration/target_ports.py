@@ -15,6 +15,7 @@ from architect.migration.ports import BasePort, EdgePort, LogPort, StepGate
 from architect.model.handover_span import Span
 from architect.model.handover_state import HandoverState
 from architect.model.ids import HostName, MigrationId, VmId
+from architect.model.ownership import OwnershipRecord
 from architect.model.vm_spec import VmSpec
 from architect.wire.migration_messages import Prepare
 
@@ -155,6 +156,18 @@ class TargetPorts(msgspec.Struct, frozen=True):
 
 class TargetHostPort(Protocol):
     """The host that takes VMs in."""
+
+    async def wait_known(self, vm: VmId) -> None:
+        """Until what an agent before us has left here of a VM that was coming is known to `HandoverTarget.recover`, or is gone."""
+        ...
+
+    async def latest_record(self, vm: VmId) -> OwnershipRecord | None:
+        """The VM's newest ownership record.
+
+        Raises:
+            UnavailableError, HostError: the log does not tell.
+        """
+        ...
 
     async def reserve(self, request: Prepare) -> TargetPorts:
         """Keep room for the VM, and the ports to it. Nothing of it runs yet; `machine.destroy` gives the room back.

@@ -12,7 +12,7 @@ from architect.migration import Handover, HandoverPlan, SourcePorts, TargetPorts
 from architect.migration.bandwidth_limit import chosen_limit
 from architect.model.handover_state import HandoverState
 from architect.model.ids import HostName, MigrationId, VmId
-from architect.model.ownership import RecordKind
+from architect.model.ownership import OwnershipRecord, RecordKind
 from architect.model.vm_spec import VmSpec
 from architect.model.vm_state import VmState
 from architect.testing.sim_edge import SimEdgePort
@@ -113,11 +113,7 @@ class SimAgentMoves:
         return taking is None or taking.is_set()
 
     async def _newest_term(self, record: VmRecord) -> int:
-        try:
-            async with asyncio.timeout(RECORD_TIMEOUT_S):
-                latest = await SimOwnershipPort(self._host.ownership, self._host.name).latest(record.id)
-        except TimeoutError as error:
-            raise UnavailableError("ownership log", f"no answer in {RECORD_TIMEOUT_S:g} s", "try the move again") from error
+        latest = await self.latest_record(record.id)
         if latest is None or latest.term < record.term:
             return record.term
         if latest.kind is RecordKind.END or latest.host != self._host.name:
@@ -145,6 +141,17 @@ class SimAgentMoves:
         elif record.phase is not VmPhase.OVER:
             self._agent.note(vm, phase=VmPhase.RUNNING, term=term, last_move=report, migration=MigrationId(""), peer="")
             self._agent.close_books(vm)
+
+    async def wait_known(self, vm: VmId) -> None:
+        """As the port says: what is found here is known before the first connection is served."""
+
+    async def latest_record(self, vm: VmId) -> OwnershipRecord | None:
+        """As the port says."""
+        try:
+            async with asyncio.timeout(RECORD_TIMEOUT_S):
+                return await SimOwnershipPort(self._host.ownership, self._host.name).latest(vm)
+        except TimeoutError as error:
+            raise UnavailableError("ownership log", f"no answer in {RECORD_TIMEOUT_S:g} s", "try the move again") from error
 
     async def reserve(self, request: Prepare) -> TargetPorts:
         """As the port says."""

@@ -83,6 +83,9 @@ class FaultPlayer:
                 simulation.store.trouble(fault.kind.value.split("-")[1], host.name, fault.duration_s)
             case FaultKind.EDGE_DEAF | FaultKind.EDGE_DUMB | FaultKind.EDGE_LATE:
                 simulation.edge_service.trouble(fault.kind.value.split("-")[1], host.name, fault.duration_s)
+            case FaultKind.GIVE_UP:
+                if source.agent is not None and source.agent.source.is_moving(simulation.vm.id):
+                    source.agent.source.give_up(simulation.migration, "it is to be stopped")
             case FaultKind.SLOW:
                 world.slowness[host.name] = SLOWNESS
                 world.loop.call_later(fault.duration_s, world.slowness.pop, host.name, None)

@@ -14,6 +14,7 @@ import msgspec
 from architect.control import evacuate
 from architect.control.notices import leave_by_s
 from architect.migration import source_actions, source_engine, target_engine
+from architect.migration.handover_target import HandoverTarget
 from architect.migration.source_engine import SourceState
 from architect.migration.source_steps import SourceStep
 from architect.migration.target_engine import TargetAction, TargetStep
@@ -22,6 +23,7 @@ from architect.testing.sim_edge import SimEdge
 from architect.testing.sim_machine import QemuStatus
 from architect.testing.sim_memory import SimMemory
 from architect.testing.sim_store import SimOwnershipPort
+from architect.wire.migration_messages import Prepare
 
 
 class Mutation(msgspec.Struct, frozen=True):
@@ -114,6 +116,15 @@ def _late_requests() -> list[tuple[Any, str, Any]]:
     return [(SimEdge, "hear", lambda edge, asker, number: None)]
 
 
+def _hasty_retry() -> list[tuple[Any, str, Any]]:
+    async def forget(target: HandoverTarget, request: Prepare) -> None:
+        for migration, session in list(target._sessions.items()):
+            if session.request.spec.id == request.spec.id:
+                del target._sessions[migration]
+
+    return [(HandoverTarget, "_clear_the_way", forget)]
+
+
 def _forgotten_vm() -> list[tuple[Any, str, Any]]:
     must_leave = evacuate._must_leave
 
@@ -140,6 +151,7 @@ MUTATIONS = {
         Mutation("resume-at-once", "the source resumes after a failed commit without asking", "two copies", _resume_at_once),
         Mutation("hasty-claim", "the target believes that the record is its own", "two copies", _hasty_claim),
         Mutation("claim-beside-load", "the target claims before all is loaded", "runs nowhere", _claim_beside_load),
+        Mutation("hasty-retry", "a target does not wait for the end of an earlier attempt at the VM", "runs nowhere", _hasty_retry),
         Mutation("dropped-round", "the last dirty pages are not sent, and the root does not tell", "lost a write", _dropped_round),
         Mutation("late-requests", "the edge serves requests of older connections", "edge steers", _late_requests),
         Mutation(

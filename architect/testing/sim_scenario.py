@@ -15,10 +15,11 @@ from architect.model.handover_state import MigrationMode
 
 HOSTS = ("h1", "h2", "h3")
 CALLS_PER_MOVE = 75
+RETRIES = 40
 
 
 class FaultKind(StrEnum):
-    """What goes wrong."""
+    """What goes wrong. GIVE_UP is no fault: a user stops the VM while it moves; drawn apart from the others."""
 
     KILL_SOURCE_AGENT = "kill-source-agent"
     KILL_TARGET_AGENT = "kill-target-agent"
@@ -39,6 +40,7 @@ class FaultKind(StrEnum):
     FREEZE_SOURCE = "freeze-source"
     FREEZE_TARGET = "freeze-target"
     CUT_ONE_WAY = "cut-one-way"
+    GIVE_UP = "give-up"
 
 
 AT_POINT = "point"
@@ -59,13 +61,15 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class Move(msgspec.Struct, frozen=True):
-    """One move that the control plane asks for; to the next or the one after the next host."""
+    """One move that the control plane asks for; to the next or the one after the next host. One that failed is asked for again at
+    once, to the same host, `retries` times."""
 
     hop: int
     mode: MigrationMode
     deadline_s: float | None
     verify: bool
     bandwidth_bytes_s: int | None = None
+    retries: int = 0
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -87,6 +91,8 @@ def draw_scenario(seed: int) -> Scenario:
     moves = tuple(_draw_move(rng) for _ in range(rng.randint(1, 3)))
     if (limits := random.Random(f"bandwidth {seed}")).random() < 0.2:  # of its own, so that it changes no other seed's scenario
         moves = tuple(msgspec.structs.replace(move, bandwidth_bytes_s=limits.choice([50_000, 500_000])) for move in moves)
+    if random.Random(f"retries {seed}").random() < 0.25:
+        moves = tuple(msgspec.structs.replace(move, retries=RETRIES) for move in moves)
     fault_count = 0 if seed % 8 == 0 else rng.choice([1, 1, 1, 2, 2, 3])
     return Scenario(
         seed=seed,
@@ -96,8 +102,16 @@ def draw_scenario(seed: int) -> Scenario:
         writes_per_tick=rng.choice([1, 4, 12]),
         has_base_everywhere=rng.random() < 0.7,
         moves=moves,
-        faults=tuple(_draw_fault(rng, len(moves)) for _ in range(fault_count)),
+        faults=(*(_draw_fault(rng, len(moves)) for _ in range(fault_count)), *_draw_give_up(seed, len(moves))),
     )
+
+
+def _draw_give_up(seed: int, move_count: int) -> tuple[Fault, ...]:
+    rng = random.Random(f"give-up {seed}")
+    if seed % 8 == 0 or rng.random() > 0.1:
+        return ()
+    call = rng.randint(1, CALLS_PER_MOVE)
+    return (Fault(FaultKind.GIVE_UP, rng.randrange(move_count), call, rng.choice(["before", "after"]), 0.0, True),)
 
 
 def _draw_move(rng: random.Random) -> Move:
@@ -110,7 +124,7 @@ def _draw_move(rng: random.Random) -> Move:
 
 
 def _draw_fault(rng: random.Random, move_count: int) -> Fault:
-    kind = rng.choice(list(FaultKind))
+    kind = rng.choice([kind for kind in FaultKind if kind is not FaultKind.GIVE_UP])
     at_point = kind in HAVE_POINTS and rng.random() < 0.6
     return Fault(
         kind=kind,

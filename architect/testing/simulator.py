@@ -37,6 +37,7 @@ VM = VmId("vm-000000000001")
 BASE_BYTES = 300_000
 MOVE_S_MAX = 900.0
 SETTLE_S = 90.0
+RETRY_S = 0.1
 Sabotage = Callable[["Simulation"], None]
 
 
@@ -61,7 +62,7 @@ class Simulation:
         self.scenario = scenario
         self._sabotage = sabotage
         self.reports: list[MigrationReport] = []
-        self.move_index = 0
+        self.move_index = self.retry = 0
         self.points: dict[str, int] = {}
         self.source_name = self.target_name = HOSTS[0]
 
@@ -131,6 +132,11 @@ class Simulation:
         await asyncio.sleep(SETTLE_S)
         self._judge_end()
 
+    @property
+    def migration(self) -> MigrationId:
+        """The move that is asked for now."""
+        return MigrationId(f"mig-{self.retry:06x}{self.move_index:06x}")
+
     def start_control(self) -> None:
         """Start the control plane, or start it again."""
         self.control = SimProcess(self.world, "control")
@@ -138,13 +144,19 @@ class Simulation:
 
     async def _run_control(self) -> None:
         while self.move_index < len(self.scenario.moves) and not self._is_gone():
-            await self._move(self.scenario.moves[self.move_index])
-            self.move_index += 1
+            move = self.scenario.moves[self.move_index]
+            has_failed = await self._move(move)
+            if has_failed and self.retry < move.retries:
+                self.retry += 1
+                await asyncio.sleep(RETRY_S)
+                continue
+            self.move_index, self.retry = self.move_index + 1, 0
             await asyncio.sleep(0.3)
         self.done.set()
 
-    async def _move(self, move: Move) -> None:
-        migration = MigrationId(f"mig-{self.move_index:012x}")
+    async def _move(self, move: Move) -> bool:
+        """Ask for it; whether it has failed."""
+        migration = self.migration
         newest = self.ownership.newest(VM)
         assert newest is not None
         if newest.migration != migration and not self.faults.has_begun(self.move_index):
@@ -158,14 +170,15 @@ class Simulation:
             try:
                 report = await self.ask_agent(self.hosts[self.source_name], request)
             except NotFoundError:
-                return  # it has left: an agent that died after the move's end has forgotten how it ended
+                return False  # it has left: an agent that died after the move's end has forgotten how it ended
             except ArchitectError as error:
                 self.world.say("control", f"asks again: {error}")
                 await asyncio.sleep(0.5)
                 continue
             self._count_points()
             self._judge_report(report)
-            return
+            return report.state is HandoverState.FAILED
+        return False
 
     def _count_points(self) -> None:
         """How many scheduling points the two agents had in the first move."""

@@ -170,6 +170,54 @@ def test_every_step_is_told_to_who_asked_and_the_last_word_is_the_answer() -> No
     play(test)
 
 
+@pytest.mark.parametrize("point", ["machine.start-incoming", "memory.bulk", "flows.hold", "machine.pause", "memory.cut"])
+def test_a_move_that_is_given_up_is_undone_at_once_and_the_vm_runs_on(point: str) -> None:
+    async def test(fabric: Fabric) -> None:
+        request = fabric.request(1)
+        told: list[MigrationReport] = []
+
+        def give_up_there(number: int, phase: str, process: object, name: str) -> None:
+            if name == point and phase == "before":
+                fabric.source().give_up(request.migration, "it is to be stopped")
+
+        fabric.world.on_call = give_up_there
+        report = await fabric.ask_agent(fabric.hosts["h1"], request, told.append)
+        assert (report.state, report.reason[-19:]) == (HandoverState.FAILED, "it is to be stopped")
+        assert [copy.host.name for copy in fabric.vm.running()] == ["h1"]
+        newest = fabric.ownership.newest(VM)
+        assert newest is not None and newest.term == 1, "no record was needed"
+        fabric.world.on_call = lambda *_: None
+        assert (await fabric.ask(fabric.request(2))).state is HandoverState.DONE
+
+    play(test)
+
+
+def test_a_move_past_its_cut_is_not_given_up() -> None:
+    async def test(fabric: Fabric) -> None:
+        request = fabric.request(1)
+
+        def give_up_there(number: int, phase: str, process: object, name: str) -> None:
+            if name == "store.create":
+                fabric.source().give_up(request.migration, "it is to be stopped")
+
+        fabric.world.on_call = give_up_there
+        assert (await fabric.ask(request)).state is HandoverState.DONE
+        assert [copy.host.name for copy in fabric.vm.running()] == ["h2"]
+
+    play(test)
+
+
+def test_a_move_that_was_given_up_before_it_was_asked_for_is_refused() -> None:
+    async def test(fabric: Fabric) -> None:
+        request = fabric.request(1)
+        fabric.source().give_up(request.migration, "it is to be stopped")
+        with pytest.raises(ConflictError, match="it is to be stopped"):
+            await fabric.ask(request)
+        assert (await fabric.ask(fabric.request(2))).state is HandoverState.DONE
+
+    play(test)
+
+
 def test_a_vm_that_is_not_here_is_not_found() -> None:
     async def test(fabric: Fabric) -> None:
         with pytest.raises(NotFoundError):
@@ -218,6 +266,39 @@ def test_a_vm_that_still_fills_cannot_move_on() -> None:
         with pytest.raises(ConflictError, match="still arriving"):
             await fabric.target().let_go(VM)
         await first
+
+    play(test)
+
+
+def test_a_host_that_does_not_own_the_vm_ends_no_move_by_asking_for_another() -> None:
+    async def test(fabric: Fabric) -> None:
+        moving = asyncio.create_task(fabric.ask(fabric.request(1)))
+        await asyncio.sleep(0.2)
+        stranger = Prepare(MigrationId("mig-000000000002"), fabric.vm.spec, 1, fabric.hosts["h3"].facts, MigrationMode.AUTO)
+        with pytest.raises(ConflictError, match="it is host h1's, not host h3's to move"):
+            await fabric.target().prepare(stranger)
+        assert (await moving).state is HandoverState.DONE
+
+    play(test)
+
+
+def test_a_vm_is_prepared_for_by_one_handover_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(fabric: Fabric) -> None:
+        agent = fabric.hosts["h2"].agent
+        assert agent is not None
+        reserve = agent.moves.reserve
+
+        async def reserve_slowly(request: Prepare) -> TargetPorts:
+            await asyncio.sleep(1)
+            return await reserve(request)
+
+        monkeypatch.setattr(agent.moves, "reserve", reserve_slowly)
+        moving = asyncio.create_task(fabric.ask(fabric.request(1)))
+        await asyncio.sleep(0.5)
+        again = Prepare(MigrationId("mig-000000000002"), fabric.vm.spec, 1, fabric.hosts["h1"].facts, MigrationMode.AUTO)
+        with pytest.raises(ConflictError, match="by another handover"):
+            await fabric.target().prepare(again)
+        assert (await moving).state is HandoverState.DONE
 
     play(test)
 

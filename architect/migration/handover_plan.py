@@ -27,8 +27,8 @@ class HandoverLimits(msgspec.Struct, frozen=True):
     `status_hold_s` is how long pages and blocks are kept for a target that took the VM over and cannot be reached: it may return,
     and nobody else has them. `seen_timeout_s` is how long the destruction of the source's copy is put off for the guest to be seen
     at the target: its work is not to take the CPU from that, where they share one. `leftover_timeout_s` is how long a target that
-    is asked to take a VM waits to find what it has of an earlier attempt, and again for the end of that: in all less than the source
-    waits for the answer to `Prepare`.
+    is asked to take a VM waits to find what it has of an earlier attempt, and again for the end of that: in all less than
+    the source waits for the answer to `Prepare`.
     """
 
     pause_budget_s: float = 0.010

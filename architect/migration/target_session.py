@@ -14,10 +14,10 @@ import msgspec
 
 from architect.errors import ArchitectError, ConflictError, HandoverError, InternalError, PeerError, UnavailableError, remote_error
 from architect.migration.ended_handover import EndedHandover
-from architect.migration.found_vm import abort_record, hand_back_record, run_record
 from architect.migration.handover_plan import HandoverLimits
-from architect.migration.ports import MIRROR_TUNNEL, POSTCOPY_TUNNEL, decided_record
+from architect.migration.ports import MIRROR_TUNNEL, POSTCOPY_TUNNEL
 from architect.migration.span_recorder import SpanRecorder
+from architect.migration.target_claim import TargetClaim
 from architect.migration.target_engine import (
     AbortAsked,
     CutArrived,
@@ -25,7 +25,6 @@ from architect.migration.target_engine import (
     Held,
     NeverRan,
     Performed,
-    RecordKnown,
     Started,
     TargetAction,
     TargetEvent,
@@ -39,7 +38,6 @@ from architect.migration.target_greeting import TargetGreeting
 from architect.migration.target_ports import MemoryListener, NeverRanError, TargetHostPort, TargetPorts
 from architect.model.handover_span import GUEST_RUNS, Side
 from architect.model.ids import HostName
-from architect.model.ownership import OwnershipRecord
 from architect.runtime.clock import Clock
 from architect.wire.migration_messages import Committed, Cut, Prepare, Released, TargetStatus
 
@@ -83,6 +81,7 @@ class TargetSession:
         self._greeting: asyncio.Task[None] | None = None
         ports, clock, limits, source = setting.ports, setting.clock, setting.limits, request.source.address
         self._greeter = TargetGreeting(ports, clock, limits, self._spans, setting.address, source)
+        self._claim = TargetClaim(request, setting.host, ports, setting.writer, limits, recovers=setting.recovers)
         self._table = self._make_table()
 
     @property
@@ -146,7 +145,7 @@ class TargetSession:
             self._expect(TargetStep.STARTED)
             self._state = advance(self._state, Held())
             await self._ports.flows.hold()
-            await self._prepare_record()
+            await self._claim.prepare()
 
     async def accept_cut(self, cut: Cut, body: bytes) -> None:
         """Take the VM's last state in; `take_over` is next."""
@@ -294,8 +293,8 @@ class TargetSession:
             TargetAction.FULL_HASH: self._compare_hash,
             TargetAction.ATTACH_DISK: self._attach_disk,
             TargetAction.LOAD: lambda: machine.load_device_state(self._device_state),
-            TargetAction.CREATE_RECORD: self._create_record,
-            TargetAction.GIVE_BACK: self._give_back,
+            TargetAction.CREATE_RECORD: self._claim.create,
+            TargetAction.GIVE_BACK: self._claim.give_back,
             TargetAction.RESUME: self._resume,
             TargetAction.WAIT_MEMORY: memory.wait_all_present,
             TargetAction.WAIT_DISK: machine.wait_disk_present,
@@ -327,29 +326,6 @@ class TargetSession:
     async def _attach_disk(self) -> None:
         path = await self._ports.memory.tunnel_listen(POSTCOPY_TUNNEL)
         await self._ports.machine.attach_postcopy_disk(path)
-
-    async def _create_record(self) -> TargetEvent:
-        request, setting = self.request, self._setting
-        if setting.recovers or not await self._ports.machine.is_alive():
-            record = abort_record(request.spec.id, request.term + 1, request.source.name, setting.writer, request.migration)
-        else:
-            record = self._run_record()
-        return RecordKnown(await decided_record(self._ports.ownership, record))
-
-    def _run_record(self) -> OwnershipRecord:
-        request, setting = self.request, self._setting
-        return run_record(request.spec.id, request.term + 1, setting.host, setting.writer, request.migration)
-
-    async def _prepare_record(self) -> None:
-        """What takes longest of the claim, done before the source stops; that it is late or fails harms nothing."""
-        with contextlib.suppress(ArchitectError, TimeoutError):
-            async with asyncio.timeout(self._setting.limits.record_timeout_s):
-                await self._ports.ownership.prepare(self._run_record())
-
-    async def _give_back(self) -> TargetEvent:
-        request = self.request
-        record = hand_back_record(request.spec.id, request.term + 2, request.source.name, self._setting.writer, request.migration)
-        return RecordKnown(await decided_record(self._ports.ownership, record))
 
     async def _resume(self) -> TargetEvent | None:
         clock = self._setting.clock

@@ -16,6 +16,7 @@ from architect.drafter.disk_mirror import DiskMirror
 from architect.errors import HostError, UnavailableError
 from architect.migration.handover_plan import MemoryCut, MemoryProgress, MirrorProgress, RoundStats
 from architect.migration.source_actions import MIRROR_TUNNEL, POSTCOPY_TUNNEL
+from architect.model.compression import Compression
 from architect.model.ids import MigrationId
 from architect.silo import memory_messages as m
 from architect.silo.memory_client import MemoryProcess
@@ -113,10 +114,14 @@ _OUTGOING_DECODER = msgspec.json.Decoder(OutgoingMemory)
 
 
 class SourceMemory:
-    """`SourceMemoryPort` over the memory process."""
+    """`SourceMemoryPort` over the memory process.
 
-    def __init__(self, vm: HostedVm) -> None:
+    :param compression: of the move that is opened; one that was opened before goes on as it was.
+    """
+
+    def __init__(self, vm: HostedVm, compression: Compression) -> None:
         self._vm = vm
+        self._compression = compression
         self._opened: MemoryProcess | None = None
         self._opening = asyncio.Lock()
         self._file = vm.folder.path / "outgoing-memory.json"
@@ -125,7 +130,8 @@ class SourceMemory:
         """As the port says."""
         memory = parts_of(self._vm).memory
         await close_tunnels(memory)
-        outgoing = OutgoingMemory(m.SourceOptions(session, address, port, server_name, streams))
+        options = m.SourceOptions(session, address, port, server_name, streams, compression=self._compression)
+        outgoing = OutgoingMemory(options)
         self._note(outgoing)
         self._opened = memory
         await memory.open_source(outgoing.options)
@@ -153,14 +159,17 @@ class SourceMemory:
         """As the port says."""
         status = await parts_of(self._vm).memory.status(scan=True)
         queued = max(status.bytes_sent - status.bytes_acked, 0)
-        return MemoryProgress(status.bytes_sent, status.pages_left, queued, status.bytes_acked + status.tunnel_bytes_sent)
+        if status.bytes_saved:  # as much memory waits there as these bytes stand for
+            queued = queued * (status.bytes_sent + status.bytes_saved) // status.bytes_sent
+        link_bytes = status.bytes_acked + status.tunnel_bytes_sent
+        return MemoryProgress(status.bytes_sent, status.pages_left, queued, link_bytes, status.bytes_saved)
 
     async def cut(self, postcopy: bool) -> MemoryCut:
         """As the port says."""
         if postcopy and (outgoing := self._outgoing()) is not None:
             self._note(msgspec.structs.replace(outgoing, is_postcopy=True))
         cut = await parts_of(self._vm).memory.cut(postcopy=postcopy)
-        return MemoryCut(cut.root, cut.pages_missing, cut.bytes_sent, cut.spans)
+        return MemoryCut(cut.root, cut.pages_missing, cut.bytes_sent, cut.spans, cut.bytes_saved)
 
     async def full_hash(self) -> str:
         """As the port says."""
@@ -242,4 +251,4 @@ async def close_tunnels(memory: MemoryProcess) -> None:
 
 
 def _stats(stats: m.RoundStats) -> RoundStats:
-    return RoundStats(stats.pages, stats.bytes_sent, stats.duration_s, stats.dirty_after)
+    return RoundStats(stats.pages, stats.bytes_sent, stats.duration_s, stats.dirty_after, stats.bytes_saved)

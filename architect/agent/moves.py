@@ -140,7 +140,7 @@ class Moves:
         )
         ports = SourcePorts(
             SourceMachine(vm),
-            SourceMemory(vm),
+            SourceMemory(vm, request.compression),
             SourceFlows(host.datapath, vm.record.request.vni, None, host.edge, host.clock),
             SteeredVm(host.edge, vm.spec.id, vm.spec.request.vni),
             VmLog(vm),

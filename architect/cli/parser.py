@@ -180,6 +180,12 @@ def _vm_commands(commands: Any, shared: _Parser) -> None:
         metavar="SIZE",
         help="what it may send per second, for example 200M, or none (the host's default); a deadline that needs more lifts it",
     )
+    migrate.add_argument(
+        "--compression",
+        choices=("auto", "off", "zstd"),
+        default="auto",
+        help="compress what is copied: where it makes the move quicker, never, or always (auto)",
+    )
     migrate.add_argument("--verify", action="store_true", help="compare the memory of both ends whole")
     execute = _vm_command(
         commands, shared, "exec", "exec_command:execute", "run a command in a VM; exits with its exit code",

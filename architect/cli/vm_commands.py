@@ -181,6 +181,7 @@ def migrate(options: argparse.Namespace) -> int:
         output.line(
             f"{move['vm']} moved {move['source']} to {move['target']} in {move['total_s']:.2f} s: "
             f"pause {move['downtime_ms']:.0f} ms, {move['rounds']} rounds, {format_size(move['bytes_sent'])}"
+            + (f" ({move['compression_ratio']:g} times that before compression)" if move.get("bytes_saved") else "")
             + (", memory verified" if move.get("verified") else "")
         )
     return 0
@@ -203,6 +204,7 @@ def _failure(client: Client, move: dict[str, Any]) -> ArchitectError:
 def _migrate(client: Client, output: Output, options: argparse.Namespace) -> dict[str, Any]:
     identity = ""
     body = {"to": options.to, "mode": options.mode, "verify": options.verify, "bandwidth_bytes_s": options.bandwidth}
+    body["compression"] = options.compression
     try:
         for item in client.stream("POST", f"/v1/vms/{segment('vm', options.vm)}/migrate", body):
             if "result" in item:

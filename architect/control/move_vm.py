@@ -24,6 +24,7 @@ from architect.control.rooms import HostState, host_state, is_gone, room_at
 from architect.control.unwanted_move import ask_to_give_up, why_unwanted
 from architect.control.views import migration_view
 from architect.errors import ArchitectError, CapacityError, ConflictError, LostError, NotFoundError, UnavailableError, UsageError
+from architect.model.compression import Compression
 from architect.model.handover_state import HandoverState, MigrationMode
 from architect.model.ids import MigrationId, migration_id
 from architect.model.sizes import MIB, format_size
@@ -49,6 +50,7 @@ class MoveWish(msgspec.Struct, frozen=True):
     mode: MigrationMode = MigrationMode.AUTO
     verify: bool = False
     bandwidth_bytes_s: int | None = None
+    compression: Compression = Compression.AUTO
 
 
 async def migrate_vm(fabric: Fabric, wish: MoveWish) -> tuple[MigrationRecord, Follower]:
@@ -94,6 +96,7 @@ def plan_move(
         started_at_s=change.now_s,
         deadline_at_s=move.deadline_at_s,
         bandwidth_bytes_s=wish.bandwidth_bytes_s,
+        compression=wish.compression,
     )
     change.put(record)
     change.say(EventKind.MIGRATION_STARTED, f"{move.source} to {move.target} ({cause.value})", host=move.source, move=record)
@@ -205,6 +208,7 @@ async def _ask_source(fabric: Fabric, record: MigrationRecord) -> None:
         deadline_s=remaining_s(record.deadline_at_s, fabric.clock.wall_s()),
         verify=record.verify,
         bandwidth_bytes_s=record.bandwidth_bytes_s,
+        compression=record.compression,
     )
     ordered_at_s = fabric.clock.wall_s()
     clock: ClockOffset | None = None

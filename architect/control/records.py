@@ -11,6 +11,7 @@ from enum import StrEnum
 
 import msgspec
 
+from architect.model.compression import Compression
 from architect.model.endpoints import Endpoint
 from architect.model.handover_state import HandoverState, MigrationMode
 from architect.model.ids import HostName, MigrationId, VmId
@@ -97,6 +98,7 @@ class MigrationRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str = ""
     report: MigrationReport | None = None
     bandwidth_bytes_s: int | None = None
+    compression: Compression = Compression.AUTO
 
     def brief(self) -> MigrationRecord:
         """The move as the book holds it: without its report once it has ended."""

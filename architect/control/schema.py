@@ -14,9 +14,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from architect.control.records import EventRecord, HostRecord, MigrationRecord, VmRecord
 
-SCHEMA_VERSION = 2
-UPGRADES = {"1": ("ALTER TABLE migrations ADD COLUMN bandwidth_bytes_s BIGINT",)}
-"""What makes a database of an older version one of the next; others are refused."""
+SCHEMA_VERSION = 3
+_TO_2 = "ALTER TABLE migrations ADD COLUMN bandwidth_bytes_s BIGINT"
+_TO_3 = "ALTER TABLE migrations ADD COLUMN compression VARCHAR(16) DEFAULT 'auto' NOT NULL"
+UPGRADES = {"1": (_TO_2, _TO_3), "2": (_TO_3,)}
+"""What makes a database of an older version one of this; others are refused."""
 
 Record = VmRecord | HostRecord | MigrationRecord | EventRecord
 
@@ -84,6 +86,7 @@ class MigrationRow(Table):
     reason: Mapped[str] = mapped_column(Text)
     report: Mapped[str] = mapped_column(Text)
     bandwidth_bytes_s: Mapped[int | None] = mapped_column(BigInteger)
+    compression: Mapped[str] = mapped_column(String(16))
 
 
 class EventRow(Table):

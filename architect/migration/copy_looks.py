@@ -66,8 +66,9 @@ class CopyLooks:
         """What the link carried since the last look. The time before the first one is not counted: it began with little."""
         before, self._last = self._last, progress
         if before is not None and progress.pages_left:
-            sample = LinkSample(max(progress.link_bytes - before.link_bytes, 0), now_s - self._seen_at_s)
+            saved = max(progress.bytes_saved - before.bytes_saved, 0)
+            sample = LinkSample(max(progress.link_bytes - before.link_bytes, 0), now_s - self._seen_at_s, saved)
             self.samples = (*self.samples, sample)
-            stats = RoundStats(0, sample.bytes, sample.duration_s, progress.pages_left)
+            stats = RoundStats(0, sample.bytes, sample.duration_s, progress.pages_left, saved)
             self._watch = self._watch.carried((sample,), stats)
         self._seen_at_s = now_s

@@ -35,7 +35,7 @@ class CopyWatch(msgspec.Struct, frozen=True):
         while a disk shares the link, for its part is not among them."""
         is_telling = stats.bytes >= TELLING_BYTES and (self.mirror is None or self.mirror.is_ready)
         if not samples and stats.duration_s > 0 and (is_telling or (stats.bytes and not self.samples)):
-            samples = (LinkSample(stats.bytes, stats.duration_s),)
+            samples = (LinkSample(stats.bytes, stats.duration_s, stats.bytes_saved),)
         return msgspec.structs.replace(self, samples=(*self.samples, *samples)[-SAMPLES_MAX:])
 
     def lifted(self) -> CopyWatch:

@@ -93,12 +93,14 @@ class HandoverPlan(msgspec.Struct, frozen=True):
 
 
 class RoundStats(msgspec.Struct, frozen=True):
-    """One round of memory: what was sent, how long it took, and how many pages the guest has dirtied (or left unsent) since."""
+    """One round of memory: what was sent, how long it took, and how many pages the guest has dirtied (or left unsent) since.
+    `bytes` crossed the wire; compression kept `bytes_saved` more off it."""
 
     pages: int
     bytes: int
     duration_s: float
     dirty_after: int
+    bytes_saved: int = 0
 
     @property
     def dirty_bytes(self) -> int:
@@ -109,12 +111,13 @@ class RoundStats(msgspec.Struct, frozen=True):
 class MemoryProgress(msgspec.Struct, frozen=True):
     """How far the memory copy is: bytes that crossed the wire, pages not sent yet or written since; `queued_bytes` of those
     sent are still on their way. `link_bytes` is what all the move's connections, those of its disk too, have sent and the peer has
-    acknowledged: the rate of the link is taken from it."""
+    acknowledged: the rate of the link is taken from it. Compression has kept `bytes_saved` more off the wire."""
 
     bytes_sent: int
     pages_left: int
     queued_bytes: int = 0
     link_bytes: int = 0
+    bytes_saved: int = 0
 
 
 class MirrorProgress(msgspec.Struct, frozen=True):
@@ -128,7 +131,8 @@ class MirrorProgress(msgspec.Struct, frozen=True):
 
 
 class MemoryCut(msgspec.Struct, frozen=True):
-    """The memory at the instant of the cut: its Merkle root (hex), what the target lacks, and all bytes sent so far.
+    """The memory at the instant of the cut: its Merkle root (hex), what the target lacks, and all bytes sent so far, with what
+    compression kept off the wire.
 
     `spans` is what the memory process spent its time on, by this host's monotonic clock.
     """
@@ -137,3 +141,4 @@ class MemoryCut(msgspec.Struct, frozen=True):
     pages_missing: int
     bytes_sent: int
     spans: tuple[Span, ...] = ()
+    bytes_saved: int = 0

@@ -41,7 +41,8 @@ _STEPS_IN_PAUSE = frozenset(
 
 @dataclass
 class HandoverFigures:
-    """What was measured so far. `memory_bytes` crossed the wire for memory; the rest likewise."""
+    """What was measured so far. `memory_bytes` crossed the wire for memory, and compression kept `saved_bytes` off it; the rest
+    likewise."""
 
     plan: HandoverPlan
     clock: Clock
@@ -50,6 +51,7 @@ class HandoverFigures:
     target_spans: tuple[Span, ...] = ()
     edge_error_s: float = 0.0
     memory_bytes: int = 0
+    saved_bytes: int = 0
     disk_bytes: int = 0
     other_bytes: int = 0
     pages_left: int | None = None
@@ -70,6 +72,11 @@ class HandoverFigures:
         """Record a step of the source around the block, whatever its end."""
         with self.spans.span(name):
             yield
+
+    def sent_memory(self, wire_bytes: int, saved_bytes: int) -> None:
+        """So much of memory has crossed the wire so far. What is told late changes nothing."""
+        if wire_bytes >= self.memory_bytes:
+            self.memory_bytes, self.saved_bytes = wire_bytes, saved_bytes
 
     def steered(self, times: TimedAway | None, parent: str) -> None:
         """The edge has steered the VM's packets."""
@@ -114,6 +121,7 @@ class HandoverFigures:
             rounds=state.round_count,
             bytes_sent=sent,
             bytes_peer=sent,
+            bytes_saved=self.saved_bytes,
             memory_bytes=plan.spec.machine.memory_bytes,
             disk_bytes_sent=self.disk_bytes,
             phases=self._phases(),

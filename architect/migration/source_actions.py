@@ -61,7 +61,7 @@ class SourceActions:
         self._base_bytes = 0
         self._started: Started | None = None
         self._mirror: MirrorProgress | None = None
-        self._round_bytes = 0
+        self._round_bytes = self._round_saved = 0
         self._log_sent = 0
         self._device_state = b""
         self._cut: MemoryCut | None = None
@@ -245,12 +245,13 @@ class SourceActions:
 
     def _tell(self, progress: MemoryProgress, look: MoveDecision) -> None:
         self._figures.pages_left, self._figures.look = progress.pages_left, look
-        self._figures.memory_bytes = max(self._figures.memory_bytes, progress.bytes_sent)
+        self._figures.sent_memory(progress.bytes_sent, progress.bytes_saved)
         self.on_progress()
 
     def _measured(self, stats: RoundStats, samples: tuple[LinkSample, ...] = (), lift: MoveDecision | None = None) -> Measured:
         self._round_bytes += stats.bytes
-        self._figures.memory_bytes = max(self._figures.memory_bytes, self._round_bytes)
+        self._round_saved += stats.bytes_saved
+        self._figures.sent_memory(self._round_bytes, self._round_saved)
         self._figures.pages_left = stats.dirty_after
         return Measured(stats, self._mirror, samples, lift)
 
@@ -304,7 +305,7 @@ class SourceActions:
     async def _cut_memory(self, state: SourceState) -> None:
         self._cut = await self._ports.memory.cut(state.decision.postcopy)
         self._figures.spans.extend(self._cut.spans)
-        self._figures.memory_bytes = max(self._figures.memory_bytes, self._cut.bytes_sent)
+        self._figures.sent_memory(self._cut.bytes_sent, self._cut.bytes_saved)
         self._figures.pages_left = self._cut.pages_missing
 
     async def _hash_memory(self, _: SourceState) -> None:
@@ -346,7 +347,8 @@ class SourceActions:
                 await self._ports.memory.serve_until_done()
                 hurrying.cancel()
         with contextlib.suppress(ArchitectError):
-            self._figures.memory_bytes = max(self._figures.memory_bytes, (await self._ports.memory.progress()).bytes_sent)
+            progress = await self._ports.memory.progress()
+            self._figures.sent_memory(progress.bytes_sent, progress.bytes_saved)
 
     async def _lift_when_hurried(self) -> None:
         """What is left is all that the VM still needs of this host: with a deadline nothing may hold it back."""

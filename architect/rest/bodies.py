@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from architect.control.exec_vm import ExecWish
 from architect.control.move_vm import MoveWish
 from architect.control.run_vm import RunWish
+from architect.model.compression import Compression
 from architect.model.endpoints import Protocol, Publish
 from architect.model.handover_state import MigrationMode
 from architect.model.vm_spec import DEFAULT_DISK_BYTES, DEFAULT_MEMORY_BYTES
@@ -64,16 +65,17 @@ class StopBody(_Body):
 
 class MigrateBody(_Body):
     """Where to, and how. `verify` compares the memory of both ends whole. `bandwidth_bytes_s` is what the move may send per second;
-    0 is no limit, null the source host's default."""
+    0 is no limit, null the source host's default. `compression` `auto` compresses memory and disk where and while that pays."""
 
     to: str
     mode: MigrationMode = MigrationMode.AUTO
     verify: bool = False
     bandwidth_bytes_s: Annotated[int, Field(ge=0)] | None = None
+    compression: Compression = Compression.AUTO
 
     def wish(self, vm: str) -> MoveWish:
         """As the use case takes it."""
-        return MoveWish(vm, self.to, self.mode, self.verify, self.bandwidth_bytes_s)
+        return MoveWish(vm, self.to, self.mode, self.verify, self.bandwidth_bytes_s, self.compression)
 
 
 class ExecBody(_Body):

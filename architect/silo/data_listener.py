@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from architect.errors import ArchitectError, HostError, PeerError
 from architect.model.sizes import PAGE_BYTES
-from architect.silo.stream_connection import HANDSHAKE_TIMEOUT_S, StreamConnection, StreamRefusedError, tune
+from architect.silo.stream_connection import HANDSHAKE_TIMEOUT_S, PACKED_PROTOCOL, StreamConnection, StreamRefusedError, tune
 from architect.silo.stream_messages import FRAME_PAGES_MAX, Hello, Refused, Welcome
 from architect.wire.framing import PROTOCOL_VERSION
 
@@ -41,6 +41,7 @@ class DataListener:
     def __init__(self, address: str, port: int, tls: ssl.SSLContext, accept: Accept, serve: Serve) -> None:
         self._tls = tls
         tls.num_tickets = 0  # never read by a side that only sends; unread bytes would make its close a reset
+        tls.set_alpn_protocols([PACKED_PROTOCOL])
         self._accept = accept
         self._serve = serve
         self._slots = threading.Semaphore(CONNECTIONS_MAX)

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import msgspec
 
+from architect.model.compression import Compression
 from architect.model.handover_span import Spans
 from architect.silo.memory_role import MemoryRole
 
@@ -43,8 +44,8 @@ class FaultReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class MemoryStatus(_Message, frozen=True):
     """How it stands. `dirty_pages` were found written by the last scan, `pages_left` are to be sent or received; of
-    what was sent, the peer's kernel has acknowledged `bytes_acked`. A guest waited for the faults: zero ones were answered here,
-    remote ones by the source of a post-copy."""
+    what was sent, the peer's kernel has acknowledged `bytes_acked`; compression has kept `bytes_saved` more off the wire. A guest
+    waited for the faults: zero ones were answered here, remote ones by the source of a post-copy."""
 
     version: int
     state: str
@@ -58,16 +59,17 @@ class MemoryStatus(_Message, frozen=True):
     bytes_sent: int = 0
     bytes_acked: int = 0
     bytes_received: int = 0
+    bytes_saved: int = 0
     tunnel_bytes_sent: int = 0
     zero_faults: FaultReport = FaultReport()
     remote_faults: FaultReport = FaultReport()
     error: str = ""
 
 
-class SourceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SourceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Where a move sends to. `session` is its secret, which the target was opened with; `server_name` is the TLS name of the
     target's certificate (`tls.san_name`); `bandwidth_bytes_s` 0 is no limit; a lost post-copy is taken up again for
-    `reconnect_s`."""
+    `reconnect_s`. A memory process of an older version takes the fields that it does not know as long as they are not used."""
 
     session: str
     address: str
@@ -76,6 +78,7 @@ class SourceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     streams: Annotated[int, msgspec.Meta(ge=1, le=STREAMS_MAX)] = 2
     bandwidth_bytes_s: Annotated[int, msgspec.Meta(ge=0)] = 0
     reconnect_s: float = 20.0
+    compression: Compression = Compression.AUTO
 
 
 class OpenSource(_Message, frozen=True):
@@ -109,13 +112,14 @@ class SetBandwidth(_Message, frozen=True):
 
 
 class RoundStats(_Message, frozen=True):
-    """What a round sent, and how many pages were written meanwhile or left."""
+    """What a round sent, and how many pages were written meanwhile or left; `bytes_saved` as in `MemoryStatus`."""
 
     pages: int
     zero_pages: int
     bytes_sent: int
     duration_s: float
     dirty_after: int
+    bytes_saved: int = 0
 
 
 class Announce(_Message, frozen=True):
@@ -138,6 +142,7 @@ class Cut(_Message, frozen=True):
     pages_missing: int
     bytes_sent: int
     spans: Spans = ()
+    bytes_saved: int = 0
 
 
 class Serve(_Message, frozen=True):

@@ -300,6 +300,7 @@ class MemoryService:
             pages_left=left,
             bytes_sent=self._source.bytes_sent if self._source else 0,
             bytes_acked=self._source.bytes_acked if self._source else 0,
+            bytes_saved=self._source.bytes_saved if self._source else 0,
             bytes_received=received,
             tunnel_bytes_sent=self._tunnels.bytes_sent,
             zero_faults=faults.zero_latency.report() if faults else m.FaultReport(),

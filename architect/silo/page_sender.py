@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 import numpy as np
 
@@ -9,11 +11,12 @@ from architect.errors import PeerError
 from architect.model.sizes import PAGE_BYTES
 from architect.silo.merkle import HashTree, digest_of
 from architect.silo.page_batch import find_data, hash_pages
+from architect.silo.page_packing import CODEC, PagePacking
 from architect.silo.page_runs import Pages, encode_parts, encode_runs
 from architect.silo.ram_file import RamFile
 from architect.silo.rate_limit import RateLimit
 from architect.silo.stream_connection import StreamConnection
-from architect.silo.stream_messages import FRAME_PAGES_MAX, Ack, Barrier, Zeros
+from architect.silo.stream_messages import FRAME_PAGES_MAX, Ack, Barrier, PackedPages, Zeros
 from architect.silo.stream_messages import Pages as PagesMessage
 
 ACK_TIMEOUT_S = 30.0
@@ -24,27 +27,32 @@ class BarrierError(PeerError):
 
 
 class Sent(msgspec.Struct):
-    """What a sender has sent so far."""
+    """What a sender has sent so far; `saved_bytes` were kept off the wire by compression."""
 
     pages: int = 0
     zero_pages: int = 0
+    saved_bytes: int = 0
 
 
 class PageSender:
     """Sends on one connection; by one thread at a time.
 
     :param tree: learns the hash of every page that is sent.
+    :param packing: compresses where that pays; None: nothing is compressed.
     :param is_demanded: a guest waits for what is sent: the limit counts it, and lets it pass.
     """
 
     def __init__(
-        self, connection: StreamConnection, ram: RamFile, tree: HashTree, limit: RateLimit, *, is_demanded: bool = False
-    ) -> None:
+        self, connection: StreamConnection, ram: RamFile, tree: HashTree, limit: RateLimit, packing: PagePacking | None = None, *,
+        is_demanded: bool = False,
+    ) -> None:  # fmt: skip
+        assert packing is None or not is_demanded, "who demands a page does not wait for compression"
         self.connection = connection
         self.sent = Sent()
         self._ram = ram
         self._tree = tree
         self._pace = limit.count if is_demanded else limit.wait
+        self._packing = packing
         self._buffer = np.empty((FRAME_PAGES_MAX, PAGE_BYTES), np.uint8)
         self._packed = np.empty((FRAME_PAGES_MAX, PAGE_BYTES), np.uint8)
         self._barriers = 0
@@ -56,6 +64,8 @@ class PageSender:
         Raises:
             StreamLostError: the connection ended.
         """
+        if self._packing is not None:
+            self._packing.begin()
         buffer = self._buffer[: len(pages)]
         self._ram.read(pages, buffer.reshape(-1).data)
         is_data = find_data(buffer.reshape(-1).data)
@@ -74,10 +84,28 @@ class PageSender:
     def _send_data(self, pages: Pages, body: memoryview) -> None:
         hashes = hash_pages(body)
         self._tree.set_leaves(pages, hashes)
-        self._pace(len(body))
         self._unacknowledged = True
-        self.connection.send(PagesMessage(encode_runs(pages), digest_of(hashes)), body)
+        message = PagesMessage(encode_runs(pages), digest_of(hashes))
+        if self._packing is None:
+            self._pace(len(body))
+            self.connection.send(message, body)
+        else:
+            self._send_packed(message, body, self._packing)
         self.sent.pages += len(pages)
+
+    def _send_packed(self, message: PagesMessage, body: memoryview, packing: PagePacking) -> None:
+        packed = packing.pack(body)
+        if packed is None or len(packed) >= len(body):
+            frame: PagesMessage | PackedPages = message
+            wire: memoryview | bytes = body
+        else:
+            frame, wire = PackedPages(message.runs, message.digest, CODEC), packed
+        asked_s = time.monotonic()
+        self._pace(len(wire))
+        limited_s = time.monotonic() - asked_s
+        self.connection.send(frame, wire)
+        self.sent.saved_bytes += len(body) - len(wire)
+        packing.sent(len(wire), limited_s)
 
     def send_zeros(self, pages: Pages) -> None:
         """Say that `pages` (ascending, any number) are zeros."""

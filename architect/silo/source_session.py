@@ -81,6 +81,11 @@ class SourceSession:
         return self._streams.bytes_sent
 
     @property
+    def bytes_saved(self) -> int:
+        """How many more it would have been without compression."""
+        return self._streams.bytes_saved
+
+    @property
     def bytes_acked(self) -> int:
         """Of them, those that the target's kernel has."""
         return self._streams.bytes_acked
@@ -148,7 +153,7 @@ class SourceSession:
                 ("memory-root", sent_s, time.monotonic()),
             )
             spans = tuple(Span(name, Side.SOURCE, start_s, end_s, "cut") for name, start_s, end_s in times)
-            return Cut(root, missing, self.bytes_sent, spans)
+            return Cut(root, missing, self.bytes_sent, spans, self.bytes_saved)
 
     def serve(self) -> Served:
         """After a post-copy cut: push what the target lacks until it has proved that it has all. After another cut it has all
@@ -187,7 +192,7 @@ class SourceSession:
             self._busy.release()
 
     def _send_round(self, deadline_s: float | None, absent_count: int) -> RoundStats:
-        start_s, bytes_before = time.monotonic(), self.bytes_sent
+        start_s, bytes_before, saved_before = time.monotonic(), self.bytes_sent, self.bytes_saved
         pages_before, zeros_before = self._streams.pages_sent
         self._send_pages(self._in_order(self._map.pages()), None if deadline_s is None else start_s + deadline_s)
         self._tree.root()  # not left to the pause
@@ -195,7 +200,7 @@ class SourceSession:
         pages, zeros = self._streams.pages_sent
         return RoundStats(
             pages - pages_before, zeros - zeros_before + absent_count, self.bytes_sent - bytes_before,
-            time.monotonic() - start_s, self._map.count(),
+            time.monotonic() - start_s, self._map.count(), self.bytes_saved - saved_before,
         )  # fmt: skip
 
     def _in_order(self, pages: Pages) -> Pages:

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Literal, TypeVar
 
+from architect.model.compression import Compression
 from architect.silo.memory_messages import SourceOptions
 from architect.silo.merkle import HashTree
+from architect.silo.page_packing import PagePacking
 from architect.silo.page_sender import PageSender
 from architect.silo.ram_file import RamFile
 from architect.silo.rate_limit import RateLimit
-from architect.silo.stream_connection import StreamConnection, StreamLostError, dial
+from architect.silo.stream_connection import PACKED_PROTOCOL, StreamConnection, StreamLostError, dial
 from architect.silo.stream_messages import Hello
 from architect.wire.framing import PROTOCOL_VERSION
 
@@ -30,9 +32,11 @@ class SourceStreams:
         self._ram = ram
         self._tree = tree
         self._tls = tls
+        if options.compression is not Compression.OFF:
+            tls.set_alpn_protocols([PACKED_PROTOCOL])
         self.limit = RateLimit(options.bandwidth_bytes_s)
         self._pool = ThreadPoolExecutor(options.streams, "memory-data")
-        self._bytes_before = 0
+        self._bytes_before = self._saved_before = 0
         self.demand: PageSender | None = None
         self.data: list[PageSender] = []
 
@@ -48,13 +52,17 @@ class SourceStreams:
             raise StreamLostError("move", "it was ended", "nothing, if that was meant") from error
         try:
             self.demand = PageSender(self._dial("demand", 0, resume), self._ram, self._tree, self.limit, is_demanded=True)
-            self.data = [PageSender(future.result(), self._ram, self._tree, self.limit) for future in dialled]
+            self.data = [self._bulk_sender(future.result()) for future in dialled]
         except BaseException:
             for future in dialled:
                 if not future.cancel() and future.exception() is None:
                     future.result().close()
             self.close()
             raise
+
+    def _bulk_sender(self, connection: StreamConnection) -> PageSender:
+        packing = PagePacking(self._options.compression, connection) if connection.takes_packed else None
+        return PageSender(connection, self._ram, self._tree, self.limit, packing)
 
     def _dial(self, purpose: Literal["data", "demand"], index: int, resume: bool) -> StreamConnection:
         options = self._options
@@ -65,6 +73,11 @@ class SourceStreams:
     def bytes_sent(self) -> int:
         """Bytes sent on all connections so far, those that were closed included."""
         return self._bytes_before + sum(sender.connection.bytes_sent for sender in self._all())
+
+    @property
+    def bytes_saved(self) -> int:
+        """How many more it would have been without compression."""
+        return self._saved_before + sum(sender.sent.saved_bytes for sender in self._all())
 
     @property
     def bytes_acked(self) -> int:
@@ -100,7 +113,7 @@ class SourceStreams:
 
     def close(self) -> None:
         """End all connections; `open` may follow. Idempotent."""
-        self._bytes_before = self.bytes_sent
+        self._bytes_before, self._saved_before = self.bytes_sent, self.bytes_saved
         for sender in self._all():
             sender.connection.close()
         self.data, self.demand = [], None

@@ -10,7 +10,7 @@ import contextlib
 import socket
 import ssl
 import struct
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 from architect.errors import UnavailableError
 from architect.silo.stream_messages import Refused, StreamMessage, Welcome
@@ -22,6 +22,8 @@ DEAD_PEER_TIMEOUT_MS = 8000
 ENDURED_SILENCE_MS = 60_000
 _SMALL_BODY_BYTES = 16 << 10
 _TCP_INFO_BYTES_ACKED = struct.Struct("@120xQ")  # linux/tcp.h: struct tcp_info, since Linux 4.1
+_TCP_INFO_LIMITS = struct.Struct("@120xQ40xQQQ")  # also busy, receiver's window limited, send buffer limited (µs); since 4.10
+PACKED_PROTOCOL = "architect-memory-zstd"
 
 MessageT = TypeVar("MessageT")
 
@@ -32,6 +34,14 @@ class StreamLostError(UnavailableError):
 
 class StreamRefusedError(UnavailableError):
     """The peer does not accept the connection."""
+
+
+class LinkReading(NamedTuple):
+    """What the kernel tells of a connection: bytes that the peer's kernel has, and how long data has waited for the network between
+    (not for the peer to read, nor for us to write)."""
+
+    acked_bytes: int
+    limited_s: float
 
 
 class StreamConnection:
@@ -128,6 +138,20 @@ class StreamConnection:
         except OSError:
             return self.bytes_sent
         return int(_TCP_INFO_BYTES_ACKED.unpack(info)[0])
+
+    def link_reading(self) -> LinkReading:
+        """How the network has taken what was sent so far."""
+        try:
+            info = self._tls.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_LIMITS.size)
+            acked, busy_us, window_us, buffer_us = _TCP_INFO_LIMITS.unpack(info)
+        except (OSError, struct.error):  # it has ended already
+            return LinkReading(self.bytes_sent, 0.0)
+        return LinkReading(acked, max(busy_us - window_us - buffer_us, 0) / 1e6)
+
+    @property
+    def takes_packed(self) -> bool:
+        """Whether both ends have agreed on packed pages (ALPN, RFC 7301)."""
+        return self._tls.selected_alpn_protocol() == PACKED_PROTOCOL
 
     def endure(self) -> None:
         """From now on a peer may be silent for `ENDURED_SILENCE_MS`: for what nobody could take up again."""

@@ -6,7 +6,7 @@ lists as `page_runs` encodes them. Version: `framing.PROTOCOL_VERSION` in Hello,
     source                                target
       Hello(purpose=data)      ->          as many as the move has streams
                                <-          Welcome
-      Pages | Zeros ...        ->          written (before the cut), installed (after it)
+      Pages | PackedPages | Zeros ... ->   written (before the cut), installed (after it)
       Barrier(n)               ->
                                <-          Ack(n): all before it on this connection is in place
       Hurry                    ->          the guest is paused: the cut begins
@@ -82,6 +82,15 @@ class Pages(_Message, frozen=True):
     digest: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 
 
+class PackedPages(_Message, frozen=True):
+    """As Pages, but that the body is the pages compressed with `codec`; `digest` is of the pages themselves. On data connections
+    whose target has agreed to it (`page_packing`) only."""
+
+    runs: Runs
+    digest: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    codec: Annotated[str, msgspec.Meta(max_length=16)]
+
+
 class Zeros(_Message, frozen=True):
     """These pages are all zeros."""
 
@@ -138,6 +147,6 @@ class Proved(_Message, frozen=True):
 
 
 StreamMessage = (
-    Hello | TunnelHello | TunnelTaken | Welcome | Refused | Pages | Zeros | Missing | Lacking | Hurry | Barrier | Ack | Want
-    | Promise | Proved
+    Hello | TunnelHello | TunnelTaken | Welcome | Refused | Pages | PackedPages | Zeros | Missing | Lacking | Hurry | Barrier | Ack
+    | Want | Promise | Proved
 )  # fmt: skip

@@ -17,11 +17,12 @@ from architect.errors import ArchitectError, PeerError
 from architect.silo.fault_server import FaultServer
 from architect.silo.memory_errors import CutError, MemoryLostError
 from architect.silo.memory_state import IncomingMove
+from architect.silo.page_packing import PageUnpacking
 from architect.silo.page_receiver import PageReceiver
 from architect.silo.page_runs import decode_runs, encode_parts
 from architect.silo.ram_file import RamFile
 from architect.silo.stream_connection import StreamConnection, StreamLostError
-from architect.silo.stream_messages import Ack, Barrier, Hello, Hurry, Lacking, Missing, Promise, Proved, Zeros
+from architect.silo.stream_messages import Ack, Barrier, Hello, Hurry, Lacking, Missing, PackedPages, Promise, Proved, Zeros
 from architect.silo.stream_messages import Pages as PagesMessage
 from architect.silo.tracker import Tracker
 from architect.silo.urgent_thread import make_normal, make_urgent
@@ -100,11 +101,14 @@ class TargetSession:
             if (old := self._data.get(hello.index)) is not None:
                 old.interrupt()
             self._data[hello.index] = connection
+        unpacking = PageUnpacking(self._ram.page_count, connection.peer) if connection.takes_packed else None
         try:
             if hello.resume and hello.index == 0:
                 self._send_lacking(connection)
             while True:
                 message, body = connection.receive(None)
+                if unpacking is not None and isinstance(message, PackedPages):
+                    message, body = unpacking.plain(message, body)
                 self._handle(connection, message, body)
         except PeerError as error:
             self._fail(error)

@@ -160,7 +160,7 @@ class FakeWorld:
             more: dict[str, Any] = {"progress": (number + 1) / len(MOVE_STEPS)}
             if state is HandoverState.DONE:
                 more |= {"total_s": 0.25, "downtime_ms": 21.5, "rounds": 3, "bytes_sent": 4096, "bytes_peer": 4096}
-                more |= {"spans": self.spans}
+                more |= {"spans": self.spans, "bytes_saved": 2048}
                 more |= {"phases": (Phase("preparing", 0.0, 0.1), Phase("precopy", 0.1, 0.25))}
             move.advance(state, **more)
 

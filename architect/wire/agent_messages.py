@@ -13,6 +13,7 @@ from typing import Annotated
 
 import msgspec
 
+from architect.model.compression import Compression
 from architect.model.handover_span import Spans
 from architect.model.handover_state import HandoverState, MigrationMode
 from architect.model.ids import HostName, MigrationId, VmId
@@ -71,7 +72,8 @@ class MoveDecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the source saw at one moment of a move, and what it chose. `at_s` is from the move's start.
 
     `dirty_bytes` and `disk_bytes` are what is left of memory and disk; `dirty_bytes_s` how fast memory was written in the last
-    round; `bandwidth_bytes_s` the link's likely rate and `bandwidth_low_bytes_s` its careful one; `remaining_s` until the deadline.
+    round; `bandwidth_bytes_s` the rate that is likely, by what compression gained so far, `bandwidth_low_bytes_s` the careful one,
+    without compression; `remaining_s` until the deadline.
     """
 
     at_s: float
@@ -87,7 +89,8 @@ class MoveDecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MigrationReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a handover stands, or ended. `mode` is what was done: precopy or postcopy; bytes are what crossed the wire.
+    """How a handover stands, or ended. `mode` is what was done: precopy or postcopy; bytes are what crossed the wire, but for
+    `bytes_saved`, which compression kept off it.
 
     `decisions` are those that changed its course, oldest first; `look` is what was seen last.
     `spans` and `phases` count from the start of the handover, when the source's monotonic clock showed `clock_at_s`. Spans of
@@ -108,6 +111,7 @@ class MigrationReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bytes_peer: int = 0
     bytes_store: int = 0
     bytes_base: int = 0
+    bytes_saved: int = 0
     memory_bytes: int = 0
     disk_bytes_sent: int = 0
     phases: tuple[Phase, ...] = ()
@@ -169,12 +173,13 @@ class RemoveVm(_Message, frozen=True):
     force: bool = False
 
 
-class MigrateVm(_Message, frozen=True):
+class MigrateVm(_Message, frozen=True, omit_defaults=True):
     """Move the VM to `target`. Streams `MigrationProgress`, then answers `MigrationProgress`, its report terminal.
 
     Idempotent by `migration`: asked again (a control plane that restarted), it joins the handover that runs, or reports how it
     ended. `deadline_s` is how long the source host has, from now; None if it is not in a hurry. `bandwidth_bytes_s` is what the
-    move may send per second; 0: no limit, None: the source host's default.
+    move may send per second; 0: no limit, None: the source host's default. An agent of an older version takes the fields that it
+    does not know as long as they have their defaults.
     """
 
     migration: MigrationId
@@ -184,6 +189,7 @@ class MigrateVm(_Message, frozen=True):
     deadline_s: float | None = None
     verify: bool = False
     bandwidth_bytes_s: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    compression: Compression = Compression.AUTO
 
 
 class GiveUpMove(_Message, frozen=True):

@@ -9,6 +9,7 @@ from typing import Any
 
 from architect.agent.move_source import SourceMemory
 from architect.agent.vm_record import VmFolder
+from architect.model.compression import Compression
 from architect.model.ids import MigrationId, VmId
 from architect.silo import memory_messages as m
 
@@ -33,7 +34,7 @@ class _Memory:
         self.bandwidth_bytes_s = bytes_per_s
 
     async def cut(self, *, postcopy: bool) -> Any:
-        return SimpleNamespace(root="", pages_missing=1, bytes_sent=0, spans=())
+        return SimpleNamespace(root="", pages_missing=1, bytes_sent=0, bytes_saved=0, spans=())
 
     async def serve_until_done(self) -> None:
         self.told.append("serve")
@@ -62,7 +63,7 @@ def _agent_and_vm(tmp_path: Path, memory: _Memory) -> tuple[SourceMemory, Any]:
     record = SimpleNamespace(request=SimpleNamespace(name="web"))
     parts = SimpleNamespace(memory=memory, machine=SimpleNamespace(is_running=True))
     vm: Any = SimpleNamespace(folder=folder, parts=parts, record=record, memory_replaced=None)
-    return SourceMemory(vm), vm
+    return SourceMemory(vm, Compression.AUTO), vm
 
 
 async def _cut(agent: SourceMemory) -> None:

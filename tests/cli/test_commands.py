@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from architect.errors import IncompatibleError, InvalidImageError
+from architect.model.compression import Compression
 from architect.model.handover_state import HandoverState
 from architect.model.ids import HostName, VmId
 from architect.model.vm_state import VmState
@@ -118,13 +119,18 @@ def test_hosts_print_what_the_design_says(shared: ProcessRig) -> None:
 
 
 def test_migrate_prints_the_move_and_progress_on_stderr(shared: ProcessRig, web: str) -> None:
-    move = shared.json("migrate", web, "--to", "gcp-1", "--verify", "--bandwidth", "200M/s")
-    assert [one.bandwidth_bytes_s for one in shared.world.requests if isinstance(one, MigrateVm)][-1] == 200 << 20
+    move = shared.json("migrate", web, "--to", "gcp-1", "--verify", "--bandwidth", "200M/s", "--compression", "off")
+    asked = [one for one in shared.world.requests if isinstance(one, MigrateVm)][-1]
+    assert (asked.bandwidth_bytes_s, asked.compression) == (200 << 20, Compression.OFF)
+    assert (move["bytes_sent"], move["bytes_saved"], move["compression_ratio"]) == (4096, 2048, 1.5)
     assert list(move)[: len(MIGRATE_KEYS)] == MIGRATE_KEYS
     assert (move["source"], move["target"], move["outcome"]) == ("aws-1", "gcp-1", "done")
     assert shared.json("inspect", web)["host"] == "gcp-1"
     done = shared.cli("migrate", web, "--to", "aws-1")
-    assert done.stdout.decode() == "web moved gcp-1 to aws-1 in 0.25 s: pause 22 ms, 3 rounds, 4.0 KiB\n"
+    assert (
+        done.stdout.decode()
+        == "web moved gcp-1 to aws-1 in 0.25 s: pause 22 ms, 3 rounds, 4.0 KiB (1.5 times that before compression)\n"
+    )
     assert done.stderr.decode().splitlines()[0] == "planned"
 
 
@@ -219,6 +225,7 @@ def test_each_refusal_is_one_line_with_its_exit_status(shared: ProcessRig, web: 
         ["migrate", "web", "--to", "a", "--mode", "teleport"],
         ["migrate", "web", "--to", "a", "--bandwidth", "fast"],
         ["migrate", "web", "--to", "a", "--bandwidth", "0"],
+        ["migrate", "web", "--to", "a", "--compression", "lz4"],
         ["local"],
         ["local", "preempt", "aws-1", "--notice", "soon"],
         ["host"],

@@ -27,6 +27,7 @@ from architect.errors import (
     UnavailableError,
     UsageError,
 )
+from architect.model.compression import Compression
 from architect.model.handover_state import HandoverState
 from architect.model.ids import HostName
 from architect.model.sizes import MIB
@@ -142,15 +143,19 @@ def test_a_target_that_refuses_gives_its_own_error_and_the_vm_runs_on(tmp_path: 
     simulate(test())
 
 
-@pytest.mark.parametrize("limit", [None, 0, 5 << 20])
-def test_the_source_is_told_the_bandwidth_limit_also_by_the_next_control_plane(tmp_path: Path, limit: int | None) -> None:
+@pytest.mark.parametrize(("limit", "compression"), [(None, Compression.OFF), (0, Compression.AUTO), (5 << 20, Compression.ZSTD)])
+def test_the_source_is_told_limit_and_compression_also_by_the_next_control_plane(
+    tmp_path: Path, limit: int | None, compression: Compression
+) -> None:
     async def test() -> None:
         async with rig(tmp_path, "aws-1", "gcp-1") as one:
-            gate = await begin(one, HandoverState.PRECOPY, MoveWish("web", "gcp-1", bandwidth_bytes_s=limit))
+            wish = MoveWish("web", "gcp-1", bandwidth_bytes_s=limit, compression=compression)
+            gate = await begin(one, HandoverState.PRECOPY, wish)
             await one.restart()
             (record,) = one.control.fabric.book.moves.values()
-            assert record.bandwidth_bytes_s == limit
-            assert {asked.bandwidth_bytes_s for asked in one.world.requests if isinstance(asked, MigrateVm)} == {limit}
+            assert (record.bandwidth_bytes_s, record.compression) == (limit, compression)
+            asked = [message for message in one.world.requests if isinstance(message, MigrateVm)]
+            assert {(one.bandwidth_bytes_s, one.compression) for one in asked} == {(limit, compression)}
             gate.set()
             await one.until(lambda: one.control.fabric.book.moves[record.id].state.is_terminal)
 
@@ -168,11 +173,13 @@ def test_a_limit_under_which_nothing_would_move_is_refused(tmp_path: Path) -> No
     simulate(test())
 
 
-def test_a_database_of_the_version_before_is_brought_up_to_this_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "lacks"), [("1", ("bandwidth_bytes_s", "compression")), ("2", ("compression",))])
+def test_a_database_of_a_version_before_is_brought_up_to_this_one(tmp_path: Path, version: str, lacks: tuple[str, ...]) -> None:
     Database(sqlite_url(tmp_path), InlineExecutor()).close()
     with contextlib.closing(sqlite3.connect(tmp_path / "control.db")) as older:
-        older.execute("ALTER TABLE migrations DROP COLUMN bandwidth_bytes_s")
-        older.execute("UPDATE meta SET value = '1' WHERE name = 'schema_version'")
+        for column in lacks:
+            older.execute(f"ALTER TABLE migrations DROP COLUMN {column}")
+        older.execute("UPDATE meta SET value = ? WHERE name = 'schema_version'", [version])
         older.execute(
             "INSERT INTO migrations (id, vm, vm_name, source, target, mode, verify, cause, source_term, started_at_s, state,"
             " reason, report) VALUES ('mig-1', 'vm-1', 'web', 'a', 'b', 'auto', 0, 'user', 1, 0.0, 'done', '', 'null')"
@@ -181,7 +188,7 @@ def test_a_database_of_the_version_before_is_brought_up_to_this_one(tmp_path: Pa
     for _ in range(2):
         database = Database(sqlite_url(tmp_path), InlineExecutor())
         (move,) = database.read_all(MigrationRecord)
-        assert (move.vm_name, move.bandwidth_bytes_s) == ("web", None)
+        assert (move.vm_name, move.bandwidth_bytes_s, move.compression) == ("web", None, Compression.AUTO)
         database.close()
 
 

@@ -1,8 +1,8 @@
 """A move on a link and a guest that are known in advance, decided by `cut_plan`, and the oracle that knows them, too.
 
 Memory has a cold and a hot part; the guest writes pages of the hot one at random. The link's rate is a list of steps. Everything
-is sent as fluid. The oracle makes a post-copy at once, which sends every byte once: nothing ends earlier, so a deadline that it
-misses could not have been met.
+is sent as fluid; where it is compressed the cold part goes first, and each shrinks by its own ratio. The oracle makes a post-copy
+at once, which sends every byte once: nothing ends earlier, so a deadline that it misses could not have been met.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LATE_S_MAX = 60.0  # a move that has neither been cut nor refused by then will n
 
 class Case(msgspec.Struct, frozen=True):
     """`link` steps are (seconds, bytes/s); the last one holds for ever. `disk_bytes` 0: no disk to move. The oracle knows no
-    `limit`."""
+    `limit`. Of memory `ratios` (cold, hot) cross the wire; the disk is not compressed."""
 
     memory_bytes: int
     hot_bytes: int
@@ -38,11 +38,12 @@ class Case(msgspec.Struct, frozen=True):
     link: tuple[tuple[float, float], ...]
     deadline_s: float
     limit: BandwidthLimit | None = None
+    ratios: tuple[float, float] = (1.0, 1.0)
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """`end_s`: when all was at the target (infinite after a refusal); `low_at_choice`: the low rate at the look before the choice,
-    `high_at_choice`: the best one until then."""
+    """`end_s`: when all was at the target (infinite after a refusal); `low_at_choice`: the wire's low rate at the look before the
+    choice, `high_at_choice`: the best one until then."""
 
     end_s: float
     decided_at_s: float
@@ -80,7 +81,9 @@ def end_of(case: Case, begin_s: float, size_bytes: float) -> float:
 
 def oracle_end_s(case: Case) -> float:
     """When everything is at the target if a post-copy begins at once."""
-    return end_of(case, CUTOVER_S, case.memory_bytes + case.disk_bytes)
+    cold, hot = case.ratios
+    memory = (case.memory_bytes - case.hot_bytes) * cold + case.hot_bytes * hot
+    return end_of(case, CUTOVER_S, memory + case.disk_bytes)
 
 
 def play(case: Case, limits: HandoverLimits = LIMITS) -> Outcome:
@@ -94,9 +97,9 @@ def play(case: Case, limits: HandoverLimits = LIMITS) -> Outcome:
         if decision.verdict is CutVerdict.REFUSE:
             return Outcome(math.inf, move.now_s, decision, low, move.best_rate, looks)
         if decision.verdict is CutVerdict.CUT:
-            rest = move.left_bytes + (case.disk_bytes if decision.disk_postcopy else 0)
+            rest = move.left_on_wire + (case.disk_bytes if decision.disk_postcopy else 0)
             return Outcome(end_of(case, move.now_s + CUTOVER_S, rest), move.now_s, decision, low, move.best_rate, looks)
-        low = link_rate(move.watch.samples).low
+        low = link_rate(tuple(LinkSample(sample.bytes, sample.duration_s) for sample in move.watch.samples)).low
     raise AssertionError(f"no end: {case}")
 
 
@@ -114,7 +117,7 @@ class _Move:
         self._rounds: tuple[RoundStats, ...] = ()
         self._round_left = float(case.memory_bytes)
         self._round_began_s = 0.0
-        self._round_bytes = 0.0
+        self._round_bytes = self._round_wire = 0.0
         self._round_looks = 0
         self._runs = True
 
@@ -129,31 +132,47 @@ class _Move:
         """What the target lacks of memory."""
         return self._cold + self._hot
 
+    @property
+    def left_on_wire(self) -> float:
+        """What of it would cross the wire."""
+        return self._cold * self._case.ratios[0] + self._hot * self._case.ratios[1]
+
     def go_on(self, step_s: float) -> None:
         """Time passes: the link carries, the guest writes."""
         limit = self._case.limit
         rate = rate_at(self._case, self.now_s)
         carries = (rate if limit is None or self.watch.is_unlimited else min(rate, limit.bytes_per_s)) * step_s
         disk = min(self._disk, carries / 2 if self._runs else carries)
-        memory = min(carries - disk, self._round_left) if self._runs else 0.0
+        memory, wire = self._copy(carries - disk) if self._runs else (0.0, 0.0)
         self._disk -= disk
-        if self.left_bytes:
-            cold = min(memory * self._cold / self.left_bytes, self._cold)
-            self._cold, self._hot = self._cold - cold, max(self._hot - (memory - cold), 0.0)
         clean = self._case.hot_bytes - self._hot
         if self._case.hot_bytes:
             self._hot += clean * (1 - math.exp(-self._case.written_bytes_s * step_s / self._case.hot_bytes))
         self._round_left -= memory
         self._round_bytes += memory
+        self._round_wire += wire
         self.now_s += step_s
         if self._case.disk_bytes:
             done = self._case.disk_bytes - self._disk
             mirror = MirrorProgress(self._disk < 1, int(done), self._case.disk_bytes, int(done))
             self.watch = self.watch.mirrored(mirror, self.now_s)
         if self._runs and self._round_left > 0:
-            sample = LinkSample(int(memory + disk), step_s)
-            self.watch = self.watch.carried((sample,), RoundStats(0, sample.bytes, step_s, 1))
+            sample = LinkSample(int(wire + disk), step_s, int(memory - wire))
+            self.watch = self.watch.carried((sample,), RoundStats(0, sample.bytes, step_s, 1, sample.bytes_saved))
             self._round_looks += 1
+
+    def _copy(self, wire_bytes: float) -> tuple[float, float]:
+        """Send memory for so much of the link; returns its bytes, and those on the wire."""
+        if self._case.ratios == (1.0, 1.0):
+            memory = wire = min(wire_bytes, self._round_left)
+            cold = min(memory * self._cold / self.left_bytes, self._cold) if self.left_bytes else 0.0
+        else:
+            cold_ratio, hot_ratio = self._case.ratios
+            cold = min(self._cold, wire_bytes / cold_ratio, self._round_left)
+            hot = min(self._hot, (wire_bytes - cold * cold_ratio) / hot_ratio, self._round_left - cold)
+            memory, wire = cold + hot, cold * cold_ratio + hot * hot_ratio
+        self._cold, self._hot = self._cold - cold, max(self._hot - (memory - cold), 0.0)
+        return memory, wire
 
     def decide(self) -> CutDecision:
         """Look; begin a round or end one if it is time."""
@@ -166,7 +185,8 @@ class _Move:
             if decision.verdict is CutVerdict.ROUND:
                 return decision
         if self._runs:
-            stats = RoundStats(0, int(self._round_bytes), self.now_s - self._round_began_s, pages)
+            length_s, saved = self.now_s - self._round_began_s, int(self._round_bytes - self._round_wire)
+            stats = RoundStats(0, int(self._round_wire), length_s, pages, saved)
             self._rounds = (*self._rounds, stats)[-64:]
             if not self._round_looks:
                 self.watch = self.watch.carried((), stats)
@@ -175,6 +195,7 @@ class _Move:
             self.watch = self.watch.lifted()
         self._runs = decision.verdict is CutVerdict.ROUND or self._disk > 0
         self._round_left, self._round_bytes, self._round_began_s = self.left_bytes, 0.0, self.now_s
+        self._round_wire = 0.0
         self._round_looks = 0
         return decision
 
@@ -195,3 +216,12 @@ def limited(case: Case, rng: random.Random) -> Case:
     """The case under a bandwidth limit that was asked for, from a twentieth of the link to all of it."""
     limit = BandwidthLimit(int(case.link[0][1] * rng.uniform(0.05, 1.0)), is_default=rng.random() < 0.2)
     return msgspec.structs.replace(case, limit=limit)
+
+
+def compressed(case: Case, rng: random.Random) -> Case:
+    """The case with memory that shrinks on the wire, its hot part often less than its cold one, which is sent first; its deadline
+    as close."""
+    ratios = (rng.choice([0.1, 0.3, 0.6, 0.95]), rng.choice([0.1, 0.3, 0.6, 1.0]))
+    shrunk = msgspec.structs.replace(case, ratios=ratios)
+    sooner_s = case.deadline_s * oracle_end_s(shrunk) / oracle_end_s(case)
+    return msgspec.structs.replace(shrunk, deadline_s=sooner_s + rng.uniform(0.0, 4.0))

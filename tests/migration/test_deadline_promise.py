@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import random
 
+import msgspec
 import pytest
 
 from architect.migration.cut_plan import CutVerdict
-from tests.migration.deadline_model import LIMITS, Case, Outcome, draw, limited, oracle_end_s, play, rate_at
+from tests.migration.deadline_model import LIMITS, Case, Outcome, compressed, draw, limited, oracle_end_s, play, rate_at
 
 SPARE_S = 1.5
 CASES = 400
@@ -38,7 +39,7 @@ def could_be_met(case: Case) -> bool:
 def link_held(case: Case, outcome: Outcome) -> bool:
     """Whether the link stayed within what the policy allows for, from the last look before the choice to the deadline."""
     floor = outcome.low_at_choice / LIMITS.doubt
-    roof = outcome.high_at_choice * LIMITS.hope if outcome.decision.verdict is CutVerdict.REFUSE else math.inf
+    roof = outcome.high_at_choice * LIMITS.hope * min(case.ratios) if outcome.decision.verdict is CutVerdict.REFUSE else math.inf
     at_s = max(outcome.decided_at_s - LIMITS.poll_interval_s, 0.0)
     while at_s < case.deadline_s:
         if not floor <= rate_at(case, at_s) <= roof:
@@ -71,6 +72,25 @@ def test_a_bandwidth_limit_makes_no_move_miss_a_deadline_that_could_have_been_me
             told += 1
             assert not missed(case, outcome), (case, outcome, oracle_end_s(case))
     assert told > CASES // 2
+
+
+def test_compression_makes_no_move_miss_a_deadline_that_could_have_been_met() -> None:
+    rng, told = random.Random("compressed"), 0
+    for _ in range(CASES):
+        case = compressed(draw(rng), rng)
+        outcome = play(case)
+        if could_be_met(case) and link_held(case, outcome):
+            told += 1
+            assert not missed(case, outcome), (case, outcome, oracle_end_s(case))
+    assert told > CASES // 2
+
+
+def test_a_move_that_only_compression_brings_home_in_time_is_not_refused() -> None:
+    case = Case(2 << 30, 0, 0.0, 0, ((1.0, 12e6),), 70.0, ratios=(0.25, 0.25))
+    outcome = play(case)
+    assert could_be_met(case) and not missed(case, outcome)
+    without = play(msgspec.structs.replace(case, ratios=(1.0, 1.0)))
+    assert without.decision.verdict is CutVerdict.REFUSE
 
 
 def test_a_move_is_refused_only_if_the_oracle_misses_the_deadline_too() -> None:
@@ -115,11 +135,11 @@ def test_memory_written_faster_than_the_link_does_not_loop_for_ever() -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("is_limited", [False, True], ids=["", "under limits"])
+@pytest.mark.parametrize("way", ["", "under limits", "compressed"])
 @pytest.mark.parametrize("seed", SOAK_SEEDS)
-def test_the_promise_holds_over_twenty_thousand_cases(seed: str, is_limited: bool) -> None:
-    rng = random.Random(seed)
+def test_the_promise_holds_over_twenty_thousand_cases(seed: str, way: str) -> None:
+    rng, change = random.Random(seed), {"under limits": limited, "compressed": compressed}.get(way)
     for _ in range(20_000):
-        case = draw(rng) if not is_limited else limited(draw(rng), rng)
+        case = draw(rng) if change is None else change(draw(rng), rng)
         outcome = play(case)
         assert not (could_be_met(case) and link_held(case, outcome) and missed(case, outcome)), (case, outcome)

@@ -86,6 +86,7 @@ def against(tmp_path: Path, check: Callable[[Rig, Browser], Awaitable[None]]) ->
         ("POST", "/v1/vms/web/migrate", {"to": "gcp-1", "mode": "teleport"}, 400, "usage"),
         ("POST", "/v1/vms/web/migrate", {"to": "gcp-1", "bandwidth_bytes_s": -1}, 400, "usage"),
         ("POST", "/v1/vms/web/migrate", {"to": "gcp-1", "bandwidth_bytes_s": 1000}, 400, "usage"),
+        ("POST", "/v1/vms/web/migrate", {"to": "gcp-1", "compression": "lz4"}, 400, "usage"),
         ("POST", "/v1/vms/web/stop", {"grace_s": -1}, 400, "usage"),
         ("POST", "/v1/vms/web/exec", {"args": []}, 400, "usage"),
         ("POST", "/v1/exec/nope/input", b"x", 404, "not-found"),

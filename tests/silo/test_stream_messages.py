@@ -14,6 +14,7 @@ from architect.silo.stream_messages import (
     Hurry,
     Lacking,
     Missing,
+    PackedPages,
     Pages,
     Promise,
     Proved,
@@ -29,8 +30,9 @@ from architect.wire.framing import PREFIX, FrameCodec, FrameError
 
 MESSAGES: list[StreamMessage] = [
     Hello(1, "secret", "data", 3, 65536, True), TunnelHello("disk", 7, True), TunnelTaken(), Welcome(), Refused("no"),
-    Pages(b"\1\0\0\0\1\0\0\0", bytes(32)), Zeros(b""), Missing(b"x" * LIST_BYTES_MAX, True), Lacking(b"", False), Barrier(1),
-    Hurry(), Ack(1), Want(b""), Promise("ab"), Proved("ab", True),
+    Pages(b"\1\0\0\0\1\0\0\0", bytes(32)), PackedPages(b"", bytes(32), "zstd"), Zeros(b""),
+    Missing(b"x" * LIST_BYTES_MAX, True), Lacking(b"", False), Barrier(1), Hurry(),
+    Ack(1), Want(b""), Promise("ab"), Proved("ab", True),
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from pathlib import Path
 
+from architect.agent.disk_room import check_room, shortage
 from architect.agent.hold_points import HoldPoints
 from architect.agent.host import Host
 from architect.agent.hosted_vm import HostedVm
@@ -19,6 +20,7 @@ from architect.agent.move_target import TargetMachine, TargetMemory
 from architect.agent.vm_record import VmFolder, VmPhase, VmRecord
 from architect.agent.vm_table import VmTable
 from architect.conduit.switch import SourceFlows, SteeredVm, TargetFlows
+from architect.drafter.overlay import allocated_bytes
 from architect.errors import ArchitectError, ConflictError, UnavailableError
 from architect.migration.bandwidth_limit import chosen_limit
 from architect.migration.handover_plan import HandoverPlan
@@ -137,6 +139,7 @@ class Moves:
             deadline_at_s=None if request.deadline_s is None else now_s + request.deadline_s,
             verify=request.verify,
             bandwidth=chosen_limit(request.bandwidth_bytes_s, host.config.move_bandwidth_bytes_s),
+            disk_bytes=allocated_bytes(vm.folder.overlay) if vm.folder.overlay.exists() else 0,
         )
         ports = SourcePorts(
             SourceMachine(vm),
@@ -188,6 +191,7 @@ class Moves:
         present = self._table.get(spec.id)
         if present is not None and present.record.phase is not VmPhase.INCOMING:
             raise ConflictError(f"vm {spec.request.name}", f"host {self._host.config.name} has it already", "see `architect ps`")
+        check_room(self._host.config.name, self._host.vms_dir, request.disk_bytes)
         self._host.reserve(spec.id, spec.machine.memory_bytes)
         try:
             folder = VmFolder(self._host.vms_dir, spec.id)
@@ -219,6 +223,10 @@ class Moves:
             host.ownership,
         )
         return self._holds.around(ports, vm.record.id)
+
+    def shortage(self) -> str:
+        """As the port says."""
+        return shortage(self._host.config.name, self._host.vms_dir)
 
     def taken_over(self, migration: MigrationId, spec: VmSpec, term: int) -> None:
         """As the port says."""

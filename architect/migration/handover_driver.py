@@ -50,6 +50,10 @@ class HandoverOutcome(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
 
 
+class _GivenUpError(HandoverError):
+    """Nobody wants the move any more: ends a step in its middle."""
+
+
 class HandoverDriver:
     """Moves one VM once.
 
@@ -156,7 +160,8 @@ class HandoverDriver:
                 for task in beside:
                     task.cancel()
         except BaseExceptionGroup as errors:
-            return _failure(errors)
+            failure = _failure(errors)
+            return Failed(HandoverError.code, self._unwanted) if errors.subgroup(_GivenUpError) is not None else failure
         for event in results:
             if isinstance(event, Measured):
                 return msgspec.structs.replace(event, mirror=actions.latest_mirror())
@@ -166,7 +171,7 @@ class HandoverDriver:
 
     async def _raise_when_given_up(self) -> None:
         await self._given_up.wait()
-        raise HandoverError(f"vm {self._plan.vm}", self._unwanted, "move it again if you want it elsewhere")
+        raise _GivenUpError(f"vm {self._plan.vm}", self._unwanted, "move it again if you want it elsewhere")
 
     async def _perform(self, actions: SourceActions, action: Action, state: SourceState) -> SourceEvent | None:
         try:

@@ -67,7 +67,8 @@ class HandoverLimits(msgspec.Struct, frozen=True):
 
 
 class HandoverPlan(msgspec.Struct, frozen=True):
-    """One handover as the source was asked to do it. `term` is the term by which the source owns the VM now."""
+    """One handover as the source was asked to do it. `term` is the term by which the source owns the VM now, `disk_bytes` what the
+    VM's own disk takes."""
 
     migration: MigrationId
     spec: VmSpec
@@ -79,6 +80,7 @@ class HandoverPlan(msgspec.Struct, frozen=True):
     deadline_at_s: float | None = None
     verify: bool = False
     bandwidth: BandwidthLimit | None = None
+    disk_bytes: int = 0
     limits: HandoverLimits = HandoverLimits()
 
     @property

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 
 from architect.errors import ArchitectError, HandoverError, LostError, UnavailableError
+from architect.migration.action_bounds import action_bound_s, verify_bound_s
 from architect.migration.copy_looks import CopyLooks
 from architect.migration.found_vm import abort_record
 from architect.migration.handover_plan import HandoverPlan, MemoryCut, MemoryProgress, MirrorProgress, RoundStats
@@ -16,7 +17,16 @@ from architect.migration.peer_link import PeerLink
 from architect.migration.ports import MIRROR_TUNNEL as MIRROR_TUNNEL
 from architect.migration.ports import POSTCOPY_TUNNEL as POSTCOPY_TUNNEL
 from architect.migration.ports import decided_record
-from architect.migration.source_engine import BaseMissing, Measured, RecordKnown, SourceEvent, SourceState, TargetIs, may_resume
+from architect.migration.source_engine import (
+    BaseMissing,
+    Measured,
+    RecordKnown,
+    SourceEvent,
+    SourceState,
+    TargetIs,
+    TargetSaid,
+    may_resume,
+)
 from architect.migration.source_ports import SourcePorts
 from architect.migration.source_steps import Action, Effect, SourceStep
 from architect.model.handover_state import HandoverState
@@ -77,44 +87,13 @@ class SourceActions:
         Raises:
             ArchitectError: it failed or was late.
         """
-        bound_s = self._bound_s(action, state)
+        bound_s = action_bound_s(action, state.step, self._plan)
         try:
             async with asyncio.timeout(bound_s):
                 return await self._table[action](state)
         except TimeoutError as error:
             cause = f"{action.value} took longer than {bound_s:g} s"
             raise UnavailableError(f"vm {self._plan.vm}", cause, "try the move again, or to another host") from error
-
-    def _bound_s(self, action: Action, state: SourceState) -> float:
-        limits = self._plan.limits
-        if state.step in (SourceStep.LAST_ROUND, SourceStep.CUT):
-            return limits.pause_timeout_s
-        match action:
-            case Action.SEND_BASE | Action.BULK | Action.ROUND | Action.SEND_LOG:
-                return limits.transfer_timeout_s + self._limited_s()
-            case Action.START_TARGET:
-                return limits.start_timeout_s + 1.0
-            case Action.SERVE_MEMORY | Action.AWAIT_FILLED:
-                return limits.fill_timeout_s + self._limited_s()
-            case Action.SEND_CUT:
-                return limits.commit_timeout_s + self._verify_bound_s() + 2.0
-            case Action.FULL_HASH:
-                return limits.machine_timeout_s + self._verify_bound_s()
-            case Action.WRITE_ABORT:
-                return limits.record_timeout_s * 2
-            case Action.ASK_WHETHER_RUNNING | Action.ASK_STATUS:
-                return limits.call_timeout_s * 3 + limits.record_timeout_s
-            case Action.HOOK_SUSPEND | Action.HOOK_RESUME | Action.SYNC_CLOCK:
-                return limits.hook_timeout_s
-            case _:
-                return max(limits.machine_timeout_s, limits.call_timeout_s * 2)
-
-    def _verify_bound_s(self) -> float:
-        return self._plan.spec.machine.memory_bytes / self._plan.limits.verify_bytes_per_s if self._plan.verify else 0.0
-
-    def _limited_s(self) -> float:
-        """How long all memory takes under the bandwidth limit."""
-        return self._plan.spec.machine.memory_bytes / self._plan.bandwidth.bytes_per_s if self._plan.bandwidth is not None else 0.0
 
     def _make_table(self) -> dict[Action, Callable[[SourceState], Awaitable[SourceEvent | None]]]:
         machine, memory, flows = self._ports.machine, self._ports.memory, self._ports.flows
@@ -174,7 +153,9 @@ class SourceActions:
 
     async def _prepare(self, _: SourceState) -> SourceEvent | None:
         plan = self._plan
-        question = Prepare(plan.migration, plan.spec, plan.term, plan.source, plan.mode, plan.verify, plan.limits.memory_streams)
+        question = Prepare(
+            plan.migration, plan.spec, plan.term, plan.source, plan.mode, plan.verify, plan.limits.memory_streams, plan.disk_bytes
+        )
         prepared = await self._link.ask(question, Prepared, timeout_s=plan.limits.machine_timeout_s)
         self._target_address = prepared.address
         self._base_bytes = prepared.base_bytes
@@ -324,7 +305,7 @@ class SourceActions:
             plan.migration, cut.root, len(device_state), self._log_sent, state.decision.postcopy, state.decision.disk_postcopy,
             self._full_hash,
         )  # fmt: skip
-        timeout_s = plan.limits.commit_timeout_s + self._verify_bound_s()
+        timeout_s = plan.limits.commit_timeout_s + verify_bound_s(plan)
         asked_at_s = self._clock.monotonic_s()
         answer = await self._link.ask(question, Committed, device_state + tail, timeout_s)
         self._figures.other_bytes += len(device_state) + len(tail)
@@ -390,10 +371,14 @@ class SourceActions:
         term = state.record.term if state.record is not None else self._plan.term
         await self._ports.edge.steer(term, self._plan.source.address, previous)
 
-    async def _abort_target(self, state: SourceState) -> None:
+    async def _abort_target(self, state: SourceState) -> SourceEvent | None:
+        """Whatever the target has to say beyond what we know is a part of the reason: its disk may be full."""
         try:
             await self._link.connect()
-            await self._link.ask(Abort(self._plan.migration, state.reason), TargetStatus)
+            status = await self._link.ask(Abort(self._plan.migration, state.reason), TargetStatus)
         except ArchitectError as error:
             if error.code != "not-found":
                 raise
+            return None
+        news = status.reason.removeprefix(state.reason).removeprefix("; ")
+        return TargetSaid(news) if news and news not in state.reason else None

@@ -106,6 +106,12 @@ class TargetIs(msgspec.Struct, frozen=True):
     runs: bool = False
 
 
+class TargetSaid(msgspec.Struct, frozen=True):
+    """Asked to undo the move, the target has told what it knows of the reason."""
+
+    words: str
+
+
 class Failed(msgspec.Struct, frozen=True):
     """An action has failed, or was late; `code` is its error's."""
 
@@ -113,7 +119,7 @@ class Failed(msgspec.Struct, frozen=True):
     reason: str
 
 
-SourceEvent = Performed | BaseMissing | Measured | RecordKnown | TargetIs | Failed
+SourceEvent = Performed | BaseMissing | Measured | RecordKnown | TargetIs | TargetSaid | Failed
 
 
 def actions_of(state: SourceState) -> tuple[Action, ...]:
@@ -190,7 +196,7 @@ def advance(state: SourceState, event: SourceEvent, now_s: float) -> SourceState
             return _after_measure(state, event, now_s)
         case TargetIs():
             return _after_status(state, event, now_s)
-        case Performed():
+        case Performed() | TargetSaid():
             return _after_success(state, now_s)
         case _:
             assert_never(event)
@@ -360,6 +366,8 @@ def _after_undo(state: SourceState, event: SourceEvent) -> SourceState:
         if undone in INSISTED and state.attempts + 1 < limits.insist_attempts_max:
             return msgspec.structs.replace(state, attempts=state.attempts + 1)
         reason = f"{reason}; and {undone.value}: {event.reason}"
+    if isinstance(event, TargetSaid):
+        reason = f"{reason}; {event.words}"
     rest = state.undo[1:]
     left = msgspec.structs.replace(state, undo=rest, reason=reason)
     return _to(left, SourceStep.UNDO if rest else SourceStep.FAILED)

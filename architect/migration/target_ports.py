@@ -177,6 +177,10 @@ class TargetHostPort(Protocol):
         """
         ...
 
+    def shortage(self) -> str:
+        """What this host lacks for VMs that come (room on its disk), in words; "" if nothing. Asked when something has failed."""
+        ...
+
     def taken_over(self, migration: MigrationId, spec: VmSpec, term: int) -> None:
         """The VM is this host's by record `term` and runs: supervise it."""
         ...

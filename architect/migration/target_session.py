@@ -178,6 +178,7 @@ class TargetSession:
     async def abort(self, reason: str) -> None:
         """Give up if it is not too late; returns when it is known how it ended, or in `POSTCOPY` at once."""
         self._asked_to_abort.set()
+        reason = self._with_shortage(reason)
         if self._state.step in (TargetStep.RESERVED, TargetStep.STARTED):
             async with self._lock:
                 if self._state.step in (TargetStep.RESERVED, TargetStep.STARTED):
@@ -253,7 +254,8 @@ class TargetSession:
                     for action in actions_of(state):
                         group.create_task(one(action))
         except* ArchitectError as errors:
-            results = [_failed(errors)]
+            failed = _failed(errors)
+            results = [Failed(failed.code, self._with_shortage(failed.reason))]
         except* Exception as errors:
             results = [Failed(InternalError.code, f"{errors.exceptions[0]!r}")]
         # An abort that came meanwhile has moved the state on already; what was performed is undone with the rest.
@@ -346,6 +348,11 @@ class TargetSession:
                 async with asyncio.timeout(self._setting.limits.call_timeout_s):
                     await self._asked_to_abort.wait()
         await self._ports.flows.relay(self.request.source.address)
+
+    def _with_shortage(self, reason: str) -> str:
+        """The reason, with what this host lacks: a full disk shows itself as a process that has ended, a mirror that has."""
+        shortage = self._setting.agent.shortage()
+        return f"{reason}; {shortage}" if shortage and shortage not in reason else reason
 
     def _conclude(self) -> None:
         state, agent = self._state, self._setting.agent

@@ -168,6 +168,10 @@ class SimAgentMoves:
         self._agent.service.changed()
         return self.target_ports(spec.id)
 
+    def shortage(self) -> str:
+        """As the port says: disks are as large as they need to be."""
+        return ""
+
     def taken_over(self, migration: MigrationId, spec: VmSpec, term: int) -> None:
         """As the port says."""
         self._host.world.say(self._host.process.name, f"has taken over by term {term}", spec.id)

@@ -60,6 +60,7 @@ class Prepare(_Message, frozen=True):
     """Reserve room for this VM and check that it can run here. Answered by `Prepared`, or refused by name.
 
     `term` is the source's term; the commit is the record `term + 1`. `memory_streams` connections will carry the memory.
+    `disk_bytes` is what the VM's own disk takes at the source.
     """
 
     migration: MigrationId
@@ -69,6 +70,7 @@ class Prepare(_Message, frozen=True):
     mode: MigrationMode
     verify: bool = False
     memory_streams: int = 2
+    disk_bytes: int = 0
 
 
 class Prepared(_Message, frozen=True):

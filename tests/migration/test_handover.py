@@ -182,7 +182,7 @@ def test_a_move_that_is_given_up_is_undone_at_once_and_the_vm_runs_on(point: str
 
         fabric.world.on_call = give_up_there
         report = await fabric.ask_agent(fabric.hosts["h1"], request, told.append)
-        assert (report.state, report.reason[-19:]) == (HandoverState.FAILED, "it is to be stopped")
+        assert (report.state, report.reason) == (HandoverState.FAILED, "it is to be stopped")
         assert [copy.host.name for copy in fabric.vm.running()] == ["h1"]
         newest = fabric.ownership.newest(VM)
         assert newest is not None and newest.term == 1, "no record was needed"
@@ -252,6 +252,27 @@ def test_a_target_that_is_slow_to_reserve_is_waited_for(monkeypatch: pytest.Monk
         monkeypatch.setattr(agent.moves, "reserve", reserve_slowly)
         report = await fabric.ask(fabric.request(1))
         assert (report.state, report.reason) == (HandoverState.DONE, "")
+
+    play(test)
+
+
+def test_what_a_target_lacks_is_a_part_of_the_reason_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = "host h2: its file system /srv is full: free some space there, or choose another host"
+
+    async def test(fabric: Fabric) -> None:
+        agent = fabric.hosts["h2"].agent
+        assert agent is not None
+        monkeypatch.setattr(agent.moves, "shortage", lambda: full)
+
+        def kill_the_mirror(number: int, phase: str, process: object, name: str) -> None:
+            if name == "mirror.progress" and phase == "before":
+                fabric.hosts["h2"].kill_memory(VM)
+
+        fabric.world.on_call = kill_the_mirror
+        report = await fabric.ask(fabric.request(1))
+        assert (report.state, report.reason.count(full)) == (HandoverState.FAILED, 1), report.reason
+        assert not report.reason.startswith("host h2: its file system"), "what failed is said first"
+        assert fabric.vm.running()[0].host.name == "h1"
 
     play(test)
 

@@ -1,0 +1,42 @@
+"""How long each action of a source may take before it counts as failed."""
+
+from __future__ import annotations
+
+from architect.migration.handover_plan import HandoverPlan
+from architect.migration.source_steps import Action, SourceStep
+
+
+def action_bound_s(action: Action, step: SourceStep, plan: HandoverPlan) -> float:
+    """The bound of an action in a step."""
+    limits = plan.limits
+    if step in (SourceStep.LAST_ROUND, SourceStep.CUT):
+        return limits.pause_timeout_s
+    match action:
+        case Action.SEND_BASE | Action.BULK | Action.ROUND | Action.SEND_LOG:
+            return limits.transfer_timeout_s + _limited_s(plan)
+        case Action.START_TARGET:
+            return limits.start_timeout_s + 1.0
+        case Action.SERVE_MEMORY | Action.AWAIT_FILLED:
+            return limits.fill_timeout_s + _limited_s(plan)
+        case Action.SEND_CUT:
+            return limits.commit_timeout_s + verify_bound_s(plan) + 2.0
+        case Action.FULL_HASH:
+            return limits.machine_timeout_s + verify_bound_s(plan)
+        case Action.WRITE_ABORT:
+            return limits.record_timeout_s * 2
+        case Action.ASK_WHETHER_RUNNING | Action.ASK_STATUS:
+            return limits.call_timeout_s * 3 + limits.record_timeout_s
+        case Action.HOOK_SUSPEND | Action.HOOK_RESUME | Action.SYNC_CLOCK:
+            return limits.hook_timeout_s
+        case _:
+            return max(limits.machine_timeout_s, limits.call_timeout_s * 2)
+
+
+def verify_bound_s(plan: HandoverPlan) -> float:
+    """How long one side may hash all memory, if it does."""
+    return plan.spec.machine.memory_bytes / plan.limits.verify_bytes_per_s if plan.verify else 0.0
+
+
+def _limited_s(plan: HandoverPlan) -> float:
+    """How long all memory takes under the bandwidth limit."""
+    return plan.spec.machine.memory_bytes / plan.bandwidth.bytes_per_s if plan.bandwidth is not None else 0.0

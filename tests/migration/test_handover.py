@@ -192,6 +192,23 @@ def test_a_move_that_is_given_up_is_undone_at_once_and_the_vm_runs_on(point: str
     play(test)
 
 
+def test_a_move_is_given_up_in_the_middle_of_a_long_copy() -> None:
+    async def test(fabric: Fabric) -> None:
+        fabric.world.slowness["h1"] = 200.0
+        request = fabric.request(1)
+        moving = asyncio.create_task(fabric.ask(request))
+        while (seen := fabric.source().report(VM)) is None or seen.state is not HandoverState.PRECOPY:
+            await asyncio.sleep(0.01)
+        asked_at_s = fabric.loop.time()
+        fabric.source().give_up(request.migration, "it is to be stopped")
+        assert (await moving).reason == "it is to be stopped"
+        took_s = fabric.loop.time() - asked_at_s
+        bulk = next(phase for phase in (await fabric.ask(fabric.request(2))).phases if phase.name == "bulk")
+        assert took_s < (bulk.end_s - bulk.start_s) / 2
+
+    play(test)
+
+
 def test_a_move_past_its_cut_is_not_given_up() -> None:
     async def test(fabric: Fabric) -> None:
         request = fabric.request(1)

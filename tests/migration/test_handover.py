@@ -196,9 +196,10 @@ def test_a_move_is_given_up_in_the_middle_of_a_long_copy() -> None:
     async def test(fabric: Fabric) -> None:
         fabric.world.slowness["h1"] = 200.0
         request = fabric.request(1)
+        copying = asyncio.Event()
+        fabric.world.on_call = lambda number, phase, process, name: copying.set() if name == "memory.bulk" else None
         moving = asyncio.create_task(fabric.ask(request))
-        while (seen := fabric.source().report(VM)) is None or seen.state is not HandoverState.PRECOPY:
-            await asyncio.sleep(0.01)
+        await copying.wait()
         asked_at_s = fabric.loop.time()
         fabric.source().give_up(request.migration, "it is to be stopped")
         assert (await moving).reason == "it is to be stopped"

@@ -49,6 +49,7 @@ class HostedVm:
         self.paused_because = ""
         self.memory_replaced: Callable[[MemoryProcess], Awaitable[None]] | None = None
         self.machine_end = ""
+        self._ended_memory: MemoryProcess | None = None
         self.ended = asyncio.Event()
         self.taken_up = asyncio.Event()
         self.taken_up.set()
@@ -128,7 +129,30 @@ class HostedVm:
             self._keeping = group.create_task(self._keep_memory(parts))
 
     async def _keep_memory(self, parts: VmParts) -> None:
-        await keep_memory(self.host, self.folder, self.spec, parts, MemoryEvents(self._memory_replaced, self._memory_lost))
+        events = MemoryEvents(self._memory_ended, self._memory_replaced, self._memory_lost)
+        await keep_memory(self.host, self.folder, self.spec, parts, events)
+
+    async def _memory_ended(self, memory: MemoryProcess) -> None:
+        if self._ended_memory is None:
+            self._ended_memory = memory  # its end is known a moment later: when it was reaped
+        else:
+            await memory.close()
+
+    async def move_begins(self) -> None:
+        """What ended before has nothing to do with how the move will end."""
+        ended, self._ended_memory = self._ended_memory, None
+        if ended is not None:
+            await ended.close()
+
+    def what_ended(self) -> str:
+        """Which of the VM's processes here have ended by themselves, and how: what other parts make of that is no reason. "" if
+        none has, since the VM's move began."""
+        of = f"of vm {self.record.request.name} on host {self.host.config.name}"
+        machine = self.machine_end or (self.parts.machine.how_it_ended() if self.parts is not None else "")
+        memories = (self._ended_memory, self.parts.memory if self.parts is not None else None)
+        memory = next((how for memory in memories if memory is not None and (how := memory.how_it_ended())), "")
+        ends = [f"{what} {of} {how}" for what, how in (("QEMU", machine), ("the memory process", memory)) if how]
+        return ", and ".join(ends)
 
     async def _memory_replaced(self, memory: MemoryProcess) -> None:
         if self.memory_replaced is not None:
@@ -161,7 +185,8 @@ class HostedVm:
                             if isinstance(event, DiskFailed):
                                 disk.failed(event)
                             if isinstance(event, MachineEnded):
-                                self.machine_end = event.last_words or f"status {event.exit_status}"
+                                by_guest = f"ended, after its guest had ({event.shutdown})" if event.shutdown else ""
+                                self.machine_end = by_guest or parts.machine.how_it_ended()
                                 await self.close_books()
                                 break
                 for task in beside:
@@ -185,7 +210,7 @@ class HostedVm:
 
     async def _memory_lost(self, reason: str) -> None:
         if self.record.phase is VmPhase.RUNNING:
-            await self.finish(VmState.LOST, f"{reason}; no checkpoint exists")
+            await self.finish(VmState.LOST, f"{self.what_ended()}, and {reason}; no checkpoint exists")
 
     async def close_books(self) -> None:
         """QEMU is gone: say what became of the VM. While it moves, the end of the move says that, and then asks here again."""
@@ -197,8 +222,7 @@ class HostedVm:
         elif record.stop_asked:
             await self.finish(VmState.STOPPED, "")
         else:
-            reason = f"QEMU ended on host {self.host.config.name} ({self.machine_end}); no checkpoint exists"
-            await self.finish(VmState.LOST, reason)
+            await self.finish(VmState.LOST, f"{self.what_ended()}; no checkpoint exists")
 
     async def finish(self, state: VmState, reason: str) -> None:
         """The VM is over: note it, let go of all it had but record and output. Idempotent."""

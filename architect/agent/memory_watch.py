@@ -27,8 +27,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MemoryEvents:
-    """Whom to tell: `replaced` of the process that goes on, `lost` of the reason why none can be had."""
+    """Whom to tell: `ended` of a process that has, `replaced` of the one that goes on, `lost` of the reason why there is none."""
 
+    ended: Callable[[MemoryProcess], Awaitable[None]]
     replaced: Callable[[MemoryProcess], Awaitable[None]]
     lost: Callable[[str], Awaitable[None]]
 
@@ -41,29 +42,33 @@ async def keep_memory(host: Host, folder: VmFolder, spec: VmSpec, parts: VmParts
             return
         name = spec.request.name
         _log.warning("vm %s: its memory process ended; starting another", name)
+        await events.ended(parts.memory)
         try:
             await _replace(host, folder, spec, parts)
         except ArchitectError as error:
             if _has_ended(parts):
                 return
-            await events.lost(f"its memory process ended on host {host.config.name} and cannot be replaced ({error.cause})")
+            await events.lost(f"cannot be replaced ({error.cause})")
             return
         _log.warning("vm %s: memory process %d goes on", name, parts.memory.pid)
         await events.replaced(parts.memory)
 
 
-async def wait_replaced(vm: str, parts: VmParts, ended: MemoryProcess) -> None:
+async def wait_replaced(vm: str, parts: VmParts | None, ended: MemoryProcess) -> None:
     """Until `keep_memory` has replaced the memory process that ended.
 
     Raises:
-        LostError: there is no other one in time.
+        LostError: there is no other one in time, or can be none: QEMU, who had the memory, too, has ended as well.
     """
     try:
         async with asyncio.timeout(REPLACED_WITHIN_S):
-            while parts.memory is ended:  # noqa: ASYNC110 rare, and short
+            while parts is not None and not _has_ended(parts):
+                if parts.memory is not ended:
+                    return
                 await asyncio.sleep(0.02)
     except TimeoutError as error:
         raise LostError(f"memory of vm {vm}", "its memory process ended", "see its log") from error
+    raise LostError(f"memory of vm {vm}", "its memory process and its QEMU have both ended", "see their logs in the VM's folder")
 
 
 async def _replace(host: Host, folder: VmFolder, spec: VmSpec, parts: VmParts) -> None:

@@ -11,8 +11,8 @@ from architect.agent.hosted_vm import HostedVm
 from architect.agent.memory_watch import wait_replaced
 from architect.agent.move_shared import connect_unix
 from architect.agent.vm_parts import VmParts
-from architect.drafter.disk_export import has_frozen_export, start_frozen_export, stop_frozen_export
 from architect.drafter.disk_mirror import DiskMirror
+from architect.drafter.frozen_file import freeze_overlay
 from architect.errors import HostError, UnavailableError
 from architect.migration.handover_plan import MemoryCut, MemoryProgress, MirrorProgress, RoundStats
 from architect.migration.source_actions import MIRROR_TUNNEL, POSTCOPY_TUNNEL
@@ -73,14 +73,9 @@ class SourceMachine:
         if self._vm.parts is not None:
             await DiskMirror(self._vm.parts.machine).cancel()
 
-    async def export_disk_for_postcopy(self) -> str:
+    async def freeze_disk(self) -> str:
         """As the port says."""
-        return str(await start_frozen_export(parts_of(self._vm).machine))
-
-    async def withdraw_disk_export(self) -> None:
-        """As the port says."""
-        if self._vm.parts is not None:
-            await stop_frozen_export(self._vm.parts.machine)
+        return str(await freeze_overlay(parts_of(self._vm).machine))
 
     async def pause(self) -> float:
         """As the port says."""
@@ -102,7 +97,7 @@ class SourceMachine:
 class OutgoingMemory(msgspec.Struct, frozen=True):
     """What is needed to serve a move again after agent and memory process have died: kept in the VM's folder while it leaves.
 
-    `served`: the tunnel, by name, and the socket at its end here; `is_postcopy`: the cut left pages for later, or was about to.
+    `served`: the tunnel, by name, and the file that is read by it; `is_postcopy`: the cut left pages for later, or was about to.
     """
 
     options: m.SourceOptions
@@ -123,6 +118,7 @@ class SourceMemory:
         self._vm = vm
         self._compression = compression
         self._opened: MemoryProcess | None = None
+        self._left: MemoryProcess | None = None
         self._opening = asyncio.Lock()
         self._file = vm.folder.path / "outgoing-memory.json"
 
@@ -178,10 +174,9 @@ class SourceMemory:
     async def serve_until_done(self) -> None:
         """As the port says. A memory process that was killed meanwhile is replaced, and goes on where it was; so does one that is
         killed when memory is done, and the disk is not."""
-        parts = parts_of(self._vm)
         self._vm.memory_replaced = self._open_again
         while True:
-            memory = parts.memory
+            memory = await self._memory()
             try:
                 await self._open_again(memory)
                 await memory.serve_until_done()
@@ -189,7 +184,20 @@ class SourceMemory:
             except UnavailableError:
                 if not memory.is_closed:
                     raise
-                await wait_replaced(self._vm.record.request.name, parts, memory)
+                await wait_replaced(self._vm.record.request.name, self._vm.parts, memory)
+
+    async def _memory(self) -> MemoryProcess:
+        """The VM's memory process. It has all that a post-copy needs of this host: one whose QEMU has ended serves on, also when a
+        successor of this agent finds it, who has no parts then.
+
+        Raises:
+            UnavailableError: it has ended, too.
+        """
+        if self._vm.parts is not None:
+            return self._vm.parts.memory
+        if self._left is None or self._left.is_closed:
+            self._left = await MemoryProcess.reattach(self._vm.folder.memory)
+        return self._left
 
     async def _open_again(self, memory: MemoryProcess) -> None:
         """Connect a memory process that replaces the one that has opened the move, be it that of an agent before us."""
@@ -200,7 +208,7 @@ class SourceMemory:
             if self._opened is not None or (await memory.status()).state not in _SENDING:
                 await memory.open_source(outgoing.options, resume=True)
                 if outgoing.served is not None:
-                    await memory.tunnel_connect(*outgoing.served)
+                    await memory.tunnel_serve(*outgoing.served)
             self._opened = memory
 
     def _note(self, outgoing: OutgoingMemory) -> None:
@@ -222,14 +230,11 @@ class SourceMemory:
 
     async def is_serving(self) -> bool:
         """As the port says. An agent before us may have died after the cut, and before it had the rest served."""
-        parts = parts_of(self._vm)
-        status = await parts.memory.status()
-        if status.state == "serving" or (status.state == "sending" and status.pages_left > 0):
-            return True
         outgoing = self._outgoing()
-        if outgoing is not None and outgoing.is_postcopy:
-            return True  # the memory process, too, may be another one
-        return await has_frozen_export(parts.machine)
+        if outgoing is not None and (outgoing.is_postcopy or outgoing.served is not None):
+            return True  # whatever the memory process says: it, too, may be another one
+        status = await (await self._memory()).status()
+        return status.state == "serving" or (status.state == "sending" and status.pages_left > 0)
 
     async def tunnel_listen(self, name: str) -> str:
         """As the port says."""
@@ -237,9 +242,9 @@ class SourceMemory:
         await parts_of(self._vm).memory.tunnel_listen(name, path)
         return path
 
-    async def tunnel_connect(self, name: str, path: str) -> None:
+    async def tunnel_serve(self, name: str, path: str) -> None:
         """As the port says."""
-        await parts_of(self._vm).memory.tunnel_connect(name, path)
+        await parts_of(self._vm).memory.tunnel_serve(name, path)
         if (outgoing := self._outgoing()) is not None:
             self._note(msgspec.structs.replace(outgoing, served=(name, path)))
 

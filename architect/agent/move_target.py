@@ -68,6 +68,8 @@ class TargetMachine:
         fresh.chmod(0o600)
         self._remote = connect_unix(path)
         await attach_remote(machine, self._remote.fileno(), fresh)
+        with contextlib.suppress(OSError):  # a name, no more; what the mirror had brought goes
+            fresh.replace(self._vm.folder.overlay)
 
     async def load_device_state(self, state: bytes) -> None:
         """As the port says."""

@@ -128,20 +128,20 @@ async def _find(host: Host, vm: HostedVm) -> VmParts | None:
     while True:
         try:
             return await find_parts(host, vm.folder, vm.spec)
-        except NotFoundError as error:
-            vm.machine_end = error.cause
+        except NotFoundError:
+            vm.machine_end = "ended while no agent watched"
             return None
         except ArchitectError as error:
             _log.warning("vm %s: %s", vm.record.request.name, error)
             if host.clock.monotonic_s() > end_s:
-                vm.machine_end = f"it could not be reached: {error.cause}"
+                vm.machine_end = f"could not be reached for {REATTACH_S_MAX:g} s ({error.cause})"
                 return None
             await asyncio.sleep(RETRY_S)
 
 
 async def _gone(vm: HostedVm) -> None:
     """QEMU ended while no agent watched."""
-    vm.machine_end = vm.machine_end or "while no agent watched"
+    vm.machine_end = vm.machine_end or "ended while no agent watched"
     if vm.record.phase is VmPhase.OUTGOING:
         vm.note_fact(phase=VmPhase.RUNNING)  # killed before the first effect of the handover
     await vm.close_books()

@@ -24,7 +24,6 @@ from pathlib import Path
 
 from architect.drafter.block_job import JobProgress, abandon_job, find_job, wait_job
 from architect.drafter.block_node import OverlayNode, delete_fdset, delete_nodes, find_overlay, nodes_by_name
-from architect.drafter.disk_export import FROZEN
 from architect.drafter.machine import Machine
 from architect.drafter.qemu_command import NODE_BASE, NODE_DISK, file_node, overlay_node
 from architect.drafter.qmp import QmpRefusedError
@@ -32,6 +31,7 @@ from architect.errors import ArchitectError
 
 JOB = "stream"
 REMOTE_NODE = "remote"
+EXPORT = "frozen"
 _REMOTE = re.compile(r"remote(?:-(\d+))?")
 
 
@@ -45,12 +45,12 @@ class StreamTrouble(StrEnum):
 async def attach_remote(machine: Machine, connection: int, fresh_overlay: Path) -> None:
     """Put a fresh overlay over the source's frozen one under the disk of a target that has not resumed.
 
-    `connection` is a connected socket at whose other end is the source's `frozen` export; it stays the caller's to close. The old
-    overlay is closed and may be deleted. On failure the disk is as before.
+    `connection` is a connected socket at whose other end the source's file (`frozen_file`) is served; it stays the caller's to
+    close. The old overlay is closed and may be deleted. On failure the disk is as before.
 
     Raises:
         OutcomeUnknownError: the other end did not answer in time; the disk is as before.
-        HostError: no such export at the other end, or what it offers is no overlay.
+        HostError: no NBD server at the other end, or what it offers is no overlay.
     """
     qmp = machine.qmp
     old = await find_overlay(qmp, machine.name)
@@ -72,7 +72,7 @@ async def attach_remote(machine: Machine, connection: int, fresh_overlay: Path) 
 
 
 async def reattach_remote(machine: Machine, connection: int) -> None:
-    """Put the disk on another connection to the same export, after the one before broke; `start_stream` is next.
+    """Put the disk on another connection to the same file, after the one before broke; `start_stream` is next.
 
     Blocks that have arrived stay. On failure the disk is as before: repeat it. Nothing is done if all has arrived.
 
@@ -163,7 +163,7 @@ def _file(remote: str) -> str:
 
 
 async def _add_remote(machine: Machine, connection: int, name: str, base: str | None) -> None:
-    await machine.disk_links.open(_file(name), connection, FROZEN, read_only=True)
+    await machine.disk_links.open(_file(name), connection, EXPORT, read_only=True)
     remote = overlay_node(name, _file(name), base, machine.host_fsync) | {"read-only": True}
     await machine.qmp.execute("blockdev-add", remote)
 

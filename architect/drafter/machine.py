@@ -31,6 +31,7 @@ from architect.drafter.qemu_process import Jail, QemuProcess, find_process, find
 from architect.drafter.qmp import COMMAND_TIMEOUT_S, QmpConnection, connect_qmp
 from architect.errors import ArchitectError, ConflictError, HostError, IncompatibleError, NotFoundError, UnavailableError
 from architect.model.vm_spec import MachineSpec
+from architect.runtime.process_end import ending
 
 PAUSE_TIMEOUT_S = 5.0
 QUIT_TIMEOUT_S = 5.0
@@ -284,6 +285,14 @@ class Machine:
     def last_words(self) -> str:
         """The last line of QEMU's log."""
         return last_line(self.run_dir / "qemu.log")
+
+    def how_it_ended(self) -> str:
+        """Its end in words, to follow QEMU's name; "" while it lives. What QEMU said last is told if it ended by itself."""
+        if not self.is_ending and self.is_running:
+            return ""
+        status = self._process.exit_status
+        words = self.last_words() if status is None or status > 0 else ""
+        return f"{ending(status)} ({words})" if words else ending(status)
 
     def trim_console(self, bytes_max: int = CONSOLE_BYTES_MAX) -> None:
         """Empty the console's log once it is longer than that. QEMU appends, so it goes on at the start."""

@@ -22,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 from architect.errors import HostError, NotFoundError
+from architect.runtime.process_end import exit_status
 from architect.runtime.processes import identify_process
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -84,7 +85,7 @@ class QemuProcess:
         return identify_process(self.pid) is None
 
     async def wait(self, timeout_s: float | None = None) -> int | None:
-        """Wait until the process has ended, and reap it if it is our child. Returns its exit status, None if it was not our child.
+        """Wait until the process has ended, and reap it if it is our child. Returns its `exit_status`.
 
         Raises:
             TimeoutError: it still runs.
@@ -100,7 +101,14 @@ class QemuProcess:
             finally:
                 loop.remove_reader(watched)
                 os.close(watched)
-        return self._child.wait() if self._child is not None else None
+        return self.exit_status
+
+    @property
+    def exit_status(self) -> int | None:
+        """How it has ended, as `Popen.returncode`; None: it has not, or that is not known. Reaps it if it is our child."""
+        if self._child is not None:
+            return self._child.wait() if self._child.returncode is None and not self.is_running else self._child.returncode
+        return exit_status(self._pidfd) if self._pidfd >= 0 else None
 
     def kill(self) -> None:
         """Send SIGKILL. Idempotent; never hits another process."""

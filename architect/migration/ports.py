@@ -4,7 +4,7 @@ The agent package implements them over QEMU, the memory process, the host's netw
 implements them over a virtual machine room. Rules for every adapter:
 
 - Failures are `ArchitectError`s. The callers bound every wait and cancel what is late: a cancelled call leaves the thing usable.
-- Everything that undoes (`resume`, `cancel_mirror`, `set_local`, `abort_*`, `destroy`, `withdraw_*`) may be called when there is
+- Everything that undoes (`resume`, `cancel_mirror`, `set_local`, `abort_*`, `destroy`) may be called when there is
   nothing to undo, and repeatedly.
 - What runs outside the agent (QEMU, memory process, edge, store) may still carry out a call whose caller has died.
 """
@@ -21,7 +21,7 @@ from architect.model.ownership import OwnershipRecord, RecordKind
 MIRROR_TUNNEL = "mirror"
 """Carries the disk's mirror, from the source's QEMU to the target's export."""
 POSTCOPY_TUNNEL = "postcopy"
-"""Carries the disk's reads after a post-copy cut, from the target's QEMU to the source's export."""
+"""Carries the disk's reads after a post-copy cut, from the target's QEMU to the source's memory process, which has the file."""
 
 
 class EdgePort(Protocol):

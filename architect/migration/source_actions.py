@@ -139,7 +139,6 @@ class SourceActions:
             Action.ABORT_TARGET: self._abort_target,
             Action.STEER_ALONE: lambda state: self._steer_back(state, ""),
             Action.CANCEL_MIRROR: lambda _: machine.cancel_mirror(),
-            Action.WITHDRAW_EXPORT: lambda _: machine.withdraw_disk_export(),
             Action.ABORT_MEMORY: lambda _: memory.abort_source(),
         }
         assert set(table) == set(Action)
@@ -276,7 +275,7 @@ class SourceActions:
         machine, memory = self._ports.machine, self._ports.memory
         if state.decision.disk_postcopy:
             await machine.cancel_mirror()
-            await memory.tunnel_connect(POSTCOPY_TUNNEL, await machine.export_disk_for_postcopy())
+            await memory.tunnel_serve(POSTCOPY_TUNNEL, await machine.freeze_disk())
         else:
             await machine.finish_mirror()
 

@@ -43,12 +43,8 @@ class SourceMachinePort(Protocol):
         """End the mirror whatever its state; the machine goes on with its own disk."""
         ...
 
-    async def export_disk_for_postcopy(self) -> str:
-        """Serve the stopped machine's disk, read-only; returns the server's path."""
-        ...
-
-    async def withdraw_disk_export(self) -> None:
-        """Stop serving it."""
+    async def freeze_disk(self) -> str:
+        """All that the stopped machine ever wrote to its disk is in a file from now on; returns its path."""
         ...
 
     async def pause(self) -> float:
@@ -108,7 +104,7 @@ class SourceMemoryPort(Protocol):
         ...
 
     async def abort_source(self) -> None:
-        """End the session; what was dirty for it is forgotten."""
+        """End the session with its tunnels; what was dirty for it is forgotten."""
         ...
 
     async def is_serving(self) -> bool:
@@ -119,8 +115,8 @@ class SourceMemoryPort(Protocol):
         """A unix socket here whose connections end at the other side's `tunnel_connect` of that name."""
         ...
 
-    async def tunnel_connect(self, name: str, path: str) -> None:
-        """Connections of the other side's `tunnel_listen` of that name go to the unix socket `path`."""
+    async def tunnel_serve(self, name: str, path: str) -> None:
+        """Connections of the other side's `tunnel_listen` of that name read the file `path`, whatever becomes of the machine."""
         ...
 
 

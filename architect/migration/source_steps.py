@@ -96,7 +96,6 @@ class Action(StrEnum):
     ABORT_TARGET = "abort-target"
     STEER_ALONE = "steer-alone"
     CANCEL_MIRROR = "cancel-mirror"
-    WITHDRAW_EXPORT = "withdraw-export"
     ABORT_MEMORY = "abort-memory"
 
 
@@ -110,7 +109,6 @@ class Effect(StrEnum):
     STEERED = "steered"
     FORWARDED = "forwarded"
     PAUSED = "paused"
-    EXPORTED = "exported"
     CUT_SENT = "cut-sent"
 
 
@@ -122,7 +120,6 @@ EFFECT_OF: dict[Action, Effect] = {
     Action.STEER: Effect.STEERED,
     Action.FORWARD: Effect.FORWARDED,
     Action.PAUSE: Effect.PAUSED,
-    Action.END_DISK: Effect.EXPORTED,
     Action.SEND_CUT: Effect.CUT_SENT,
 }
 
@@ -137,7 +134,6 @@ UNDO: tuple[tuple[Effect, Action], ...] = (
     (Effect.PAUSED, Action.SYNC_CLOCK),
     (Effect.HOOKED, Action.HOOK_RESUME),
     (Effect.MIRROR, Action.CANCEL_MIRROR),
-    (Effect.EXPORTED, Action.WITHDRAW_EXPORT),
     (Effect.MEMORY, Action.ABORT_MEMORY),
 )
 

@@ -117,7 +117,7 @@ class TargetMemoryPort(Protocol):
         ...
 
     async def tunnel_connect(self, name: str, path: str) -> None:
-        """As at the source."""
+        """Connections of the other side's `tunnel_listen` of that name go to the unix socket `path`."""
         ...
 
 

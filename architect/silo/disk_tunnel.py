@@ -1,4 +1,4 @@
-"""Disk tunnel: a unix socket here that ends at a unix socket of the peer host; QEMU's NBD traffic of a move goes through it.
+"""Disk tunnel: a unix socket here that ends at a unix socket of the peer host, or in a file there, for the NBD traffic of a move.
 
 Either end may be the one that listens. The source of the move always dials: for a listener at the source when a client comes; for
 one at the target ahead of time (`PARKED_LINKS` links are held ready; another is dialled for each that is taken or breaks, since a
@@ -14,12 +14,15 @@ import queue
 import socket
 import threading
 from collections.abc import Callable
+from enum import StrEnum
 
 import msgspec
 
 from architect.errors import ArchitectError, HostError
 from architect.silo.memory_messages import TunnelBytes
+from architect.silo.nbd_server import ServedFile
 from architect.silo.rate_limit import RateLimit
+from architect.silo.served_link import ServedLink
 from architect.silo.stream_connection import StreamConnection, StreamLostError, StreamRefusedError
 from architect.silo.stream_messages import TunnelHello, TunnelTaken
 from architect.silo.tunnel_link import TunnelLink
@@ -38,6 +41,14 @@ class TunnelError(HostError):
     """A local end of a tunnel cannot be had."""
 
 
+class TunnelEnd(StrEnum):
+    """What an end does with its path: listens at that unix socket, connects to it, or answers from that file."""
+
+    LISTENS = "listens"
+    CONNECTS = "connects"
+    SERVES = "serves"
+
+
 class Halves(msgspec.Struct):
     """The two connections of a link, as far as they have come. `up` leads from source to target."""
 
@@ -48,26 +59,26 @@ class Halves(msgspec.Struct):
 class DiskTunnel:
     """One end of one tunnel.
 
-    :param path: listens: the unix socket to make; otherwise the one to connect to.
     :param dial: opens one half of a link; None at the target, which takes what comes (`take`).
     :param limit: what goes to the peer waits for it.
     """
 
-    def __init__(self, name: str, path: str, dial: Dial | None, limit: RateLimit, *, listens: bool) -> None:
+    def __init__(self, name: str, path: str, end: TunnelEnd, dial: Dial | None, limit: RateLimit) -> None:
         self.name = name
         self.path = path
-        self.listens = listens
+        self.end = end
         self._dial = dial
         self._limit = limit
         self._lock = threading.Lock()
-        self._links: set[TunnelLink] = set()
+        self._links: set[TunnelLink | ServedLink] = set()
         self._parked: queue.Queue[Halves] = queue.Queue(LINKS_MAX)
         self._halves: dict[int, Halves] = {}
         self._waiting: set[StreamConnection] = set()
         self._next_number = 0
         self._closed = threading.Event()
         self._sent = self._received = 0
-        self._server = self._listen() if listens else None
+        self._file = ServedFile(path) if end is TunnelEnd.SERVES else None
+        self._server = self._listen() if end is TunnelEnd.LISTENS else None
         if self._server is not None:
             self._thread(self._accept, self._server)
         elif dial is not None:
@@ -108,7 +119,7 @@ class DiskTunnel:
         except BaseException:
             local.close()
             raise
-        self._run(local, halves)
+        self._run(TunnelLink(local, *self._directions(halves), self._limit.wait, self._count))
 
     def _parked_link(self) -> Halves:
         while True:
@@ -150,7 +161,7 @@ class DiskTunnel:
                     _log.info("tunnel %s: %s; dialled again", self.name, error)
                 continue
             self._thread(self._park)
-            self._run(self._connect(halves), halves)
+            self._end_here(halves)
             return
 
     def _taken(self) -> Halves:
@@ -176,7 +187,7 @@ class DiskTunnel:
 
     def refusal(self, hello: TunnelHello) -> str:
         """Why this end does not take such a link; "" if it does."""
-        if self._dial is not None or hello.parked is not self.listens:
+        if self._dial is not None or hello.parked is not (self.end is TunnelEnd.LISTENS):
             return f"tunnel {self.name} is not of that direction"
         if self._closed.is_set() or max(len(self._halves), self._parked.qsize(), len(self._links)) >= LINKS_MAX:
             return f"tunnel {self.name} is closed or has over {LINKS_MAX} links"
@@ -196,7 +207,20 @@ class DiskTunnel:
         if hello.parked:
             self._parked.put_nowait(halves)
         else:
-            self._thread(lambda: self._run(self._connect(halves), halves))
+            self._thread(self._end_here, halves)
+
+    def _end_here(self, halves: Halves) -> None:
+        """A client of the peer's has come: carry it to our server, or answer it."""
+        directions = self._directions(halves)
+        if self._file is not None:
+            self._run(ServedLink(self._file, *directions, self._limit.wait, self._count))
+        else:
+            self._run(TunnelLink(self._connect(halves), *directions, self._limit.wait, self._count))
+
+    def _directions(self, halves: Halves) -> tuple[StreamConnection, StreamConnection]:
+        """The connections to the peer, and from it."""
+        assert halves.up is not None and halves.down is not None
+        return (halves.up, halves.down) if self._dial is not None else (halves.down, halves.up)
 
     def _connect(self, halves: Halves) -> socket.socket:
         local = socket.socket(socket.AF_UNIX)
@@ -214,10 +238,7 @@ class DiskTunnel:
             ) from error
         return local
 
-    def _run(self, local: socket.socket, halves: Halves) -> None:
-        assert halves.up is not None and halves.down is not None
-        outward, inward = (halves.up, halves.down) if self._dial is not None else (halves.down, halves.up)
-        link = TunnelLink(local, outward, inward, self._limit.wait, self._count)
+    def _run(self, link: TunnelLink | ServedLink) -> None:
         with self._lock:
             self._links.add(link)
         if self._closed.is_set():
@@ -238,6 +259,8 @@ class DiskTunnel:
 
     def close(self) -> None:
         """End it with all its connections. Idempotent."""
+        if self._file is not None and not self._closed.is_set():
+            self._file.close()
         self._closed.set()
         if self._server is not None:
             with contextlib.suppress(OSError):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import msgspec
 
 from architect.errors import ArchitectError, HostError, UnavailableError
 from architect.runtime.fork_server import ForkServer
+from architect.runtime.process_end import ending, exit_status
 from architect.runtime.rpc import Channel, open_channel
 from architect.silo import memory_messages as m
 from architect.silo.memory_role import MemoryRole
@@ -58,6 +60,7 @@ class MemoryProcess:
         self._channel = channel
         self._task = asyncio.create_task(channel.run())
         self._status: m.MemoryStatus | None = None
+        self._pidfd = -1
         self.pid = pid
 
     @classmethod
@@ -111,12 +114,20 @@ class MemoryProcess:
             raise
         process.pid = status.pid
         process._status = status
+        with contextlib.suppress(ProcessLookupError):  # it has ended since; the connection will say so
+            process._pidfd = os.pidfd_open(status.pid)
         return process
 
     @property
     def is_closed(self) -> bool:
         """Whether the connection has ended, with the process or by `close`."""
         return self._channel.is_closed
+
+    def how_it_ended(self) -> str:
+        """The process's end in words, to follow its name; "" while it lives, and after `close`."""
+        if self._pidfd < 0 or not select.select([self._pidfd], [], [], 0)[0]:
+            return ""
+        return ending(exit_status(self._pidfd))
 
     async def wait_closed(self) -> None:
         """Until the connection has ended, with the process or by `close`."""
@@ -232,6 +243,10 @@ class MemoryProcess:
         """What the peer carries here under this name goes to the unix socket `path`. As `tunnel_listen`."""
         await self._ask(m.TunnelConnect(name, path), SHORT_TIMEOUT_S)
 
+    async def tunnel_serve(self, name: str, path: str) -> None:
+        """What the peer reads here under this name, by NBD, is the file `path`, which nobody may write. As `tunnel_listen`."""
+        await self._ask(m.TunnelServe(name, path), SHORT_TIMEOUT_S)
+
     async def tunnel_close(self, name: str) -> m.TunnelBytes:
         """End the tunnel with its connections; returns what it carried. Idempotent. Tunnels outlive the move's own ends."""
         answer: m.TunnelBytes = await self._ask(m.TunnelClose(name), SHORT_TIMEOUT_S)
@@ -250,6 +265,9 @@ class MemoryProcess:
 
     async def close(self) -> None:
         """End the connection; the process goes on. Idempotent."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
         self._channel.close()
         with contextlib.suppress(ArchitectError):
             await self._task

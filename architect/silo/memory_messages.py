@@ -215,6 +215,13 @@ class TunnelConnect(_Message, frozen=True):
     path: str
 
 
+class TunnelServe(_Message, frozen=True):
+    """What the peer's connections under this name read, by NBD, is the file `path`, which nobody writes. Answers `Done`."""
+
+    name: str
+    path: str
+
+
 class TunnelClose(_Message, frozen=True):
     """End the tunnel and its connections. Idempotent. Answers `TunnelBytes`."""
 
@@ -249,5 +256,5 @@ class Done(_Message, frozen=True):
 MemoryMessage = (
     Attach | GetStatus | MemoryStatus | OpenSource | Bulk | Round | StopRound | SetBandwidth | RoundStats | Announce | MakeCut | Cut
     | Serve | Served | EndSource | OpenTarget | TargetEndpoint | ApplyCut | Applied | WaitPresent | AbortTarget | TunnelListen
-    | TunnelConnect | TunnelClose | TunnelBytes | FullHash | Hashed | Shutdown | Done
+    | TunnelConnect | TunnelServe | TunnelClose | TunnelBytes | FullHash | Hashed | Shutdown | Done
 )  # fmt: skip

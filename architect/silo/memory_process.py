@@ -22,6 +22,7 @@ from architect.runtime.tls import client_context, server_context
 from architect.silo import memory_messages as m
 from architect.silo.data_listener import DataListener, ListenError
 from architect.silo.dirty_log import DirtyLog
+from architect.silo.disk_tunnel import TunnelEnd
 from architect.silo.fault_server import FaultServer
 from architect.silo.memory_errors import MemoryStateError
 from architect.silo.memory_hash import hash_memory
@@ -38,6 +39,7 @@ from architect.wire.framing import PROTOCOL_VERSION
 
 STOP_TIMEOUT_S = 20.0
 THREADS_MAX = 32
+_ENDS = {m.TunnelListen: TunnelEnd.LISTENS, m.TunnelConnect: TunnelEnd.CONNECTS, m.TunnelServe: TunnelEnd.SERVES}
 ResultT = TypeVar("ResultT")
 
 
@@ -118,7 +120,7 @@ class MemoryService:
             case m.AbortTarget():
                 await self._in_thread(self._abort_target)
                 return m.Done()
-            case m.TunnelListen() | m.TunnelConnect():
+            case m.TunnelListen() | m.TunnelConnect() | m.TunnelServe():
                 await self._in_thread(lambda: self._open_tunnel(message))
                 return m.Done()
             case m.TunnelClose():
@@ -256,13 +258,13 @@ class MemoryService:
         else:
             target.serve_data(connection, hello)
 
-    def _open_tunnel(self, message: m.TunnelListen | m.TunnelConnect) -> None:
+    def _open_tunnel(self, message: m.TunnelListen | m.TunnelConnect | m.TunnelServe) -> None:
         source = None
         if self._source is not None:
             source = TunnelSource(self._source.options, client_context(self._tls_folder), self._source.limit)
         elif self._target is None:
             raise MemoryStateError(f"tunnel {message.name}", "no move goes on", "open the move's source or target first")
-        self._tunnels.open(message.name, message.path, listens=isinstance(message, m.TunnelListen), source=source)
+        self._tunnels.open(message.name, message.path, _ENDS[type(message)], source)
 
     def _abort_target(self) -> None:
         if self._listener is not None:

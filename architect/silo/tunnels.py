@@ -6,7 +6,7 @@ import ssl
 import threading
 from typing import NamedTuple
 
-from architect.silo.disk_tunnel import Dial, DiskTunnel
+from architect.silo.disk_tunnel import Dial, DiskTunnel, TunnelEnd
 from architect.silo.memory_errors import MemoryStateError
 from architect.silo.memory_messages import SourceOptions, TunnelBytes
 from architect.silo.rate_limit import RateLimit
@@ -32,20 +32,21 @@ class Tunnels:
         self._tunnels: dict[str, DiskTunnel] = {}
         self._lock = threading.Lock()
 
-    def open(self, name: str, path: str, *, listens: bool, source: TunnelSource | None) -> None:
+    def open(self, name: str, path: str, end: TunnelEnd, source: TunnelSource | None) -> None:
         """Open one end. `source` is where to dial, at the source of a move. Idempotent for the same words.
 
         Raises:
             MemoryStateError: another tunnel has the name.
             TunnelError: the unix socket cannot be made.
+            ServedFileError: the file cannot be read.
         """
         with self._lock:
-            if (old := self._tunnels.get(name)) is not None and (old.path, old.listens) == (path, listens):
+            if (old := self._tunnels.get(name)) is not None and (old.path, old.end) == (path, end):
                 return
             if old is not None or len(self._tunnels) >= TUNNELS_MAX:
                 raise MemoryStateError(f"tunnel {name}", "there is one, or too many", "close it first")
             dial_half, limit = (_dialler(source), source.limit) if source else (None, RateLimit(0))
-            self._tunnels[name] = DiskTunnel(name, path, dial_half, limit, listens=listens)
+            self._tunnels[name] = DiskTunnel(name, path, end, dial_half, limit)
 
     def take(self, connection: StreamConnection) -> None:
         """At the target: a connection for a tunnel has come.

@@ -98,7 +98,7 @@ def _judge_copy(fleet: FleetSimulation, vm: SimVm, copy: SimQemu) -> None:
     if host.logs.get(vm.id, b"") != vm.log:
         judge.blame(f"the output of {vm.id} at {host.name} is not what it wrote")
     outgoing = copy.memory.outgoing
-    if copy.mirror is not None or copy.exports_snapshot or (outgoing is not None and not outgoing.is_dead):
+    if copy.mirror is not None or copy.disk_is_frozen or (outgoing is not None and not outgoing.is_dead):
         judge.blame(f"{vm.id} at {host.name}: a mirror, an export or a memory session is left")
     if copy.counter != vm.counter:
         judge.blame(f"{vm.id} at {host.name} is at moment {copy.counter}, its users saw {vm.counter}")

@@ -94,7 +94,7 @@ class SimHost:
         """End what runs of a VM; record and output stay."""
         if (qemu := self.qemus.pop(vm, None)) is not None:
             qemu.die(EventKind.DESTROY)
-            qemu.exports_snapshot = False
+            qemu.disk_is_frozen = False
         if (memory := self.memories.pop(vm, None)) is not None:
             memory.die()
         self.flows.forget(vm)
@@ -174,7 +174,7 @@ class SimHost:
         qemu, memory, newest = self.qemus.get(vm), self.memories.get(vm), self.ownership.newest(vm)
         owns = newest is not None and newest.host == self.name
         is_loaded = qemu is not None and qemu.status is QemuStatus.INCOMING and qemu.counter >= 0
-        serves = (qemu is not None and qemu.exports_snapshot) or (memory is not None and memory.is_serving())
+        serves = (qemu is not None and qemu.disk_is_frozen) or (memory is not None and memory.is_serving())
         # Here a memory process that replaces a killed one does not go on with its session, as the real one does.
         lacks_pages = memory is not None and len(memory.valid) < memory.vm.page_count
         if owns or is_loaded or serves or lacks_pages:

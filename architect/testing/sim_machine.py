@@ -86,7 +86,7 @@ class SimQemu:
         self.disk_source: SimQemu | None = None
         self.disk_missing: set[int] = set()
         self.exports = status is QemuStatus.INCOMING
-        self.exports_snapshot = False
+        self.disk_is_frozen = False
         self.mirror: SimMirror | None = None
         self._run_number = 0
         self._lively_until_s = 0.0
@@ -165,7 +165,7 @@ class SimQemu:
 
     def _has_disk_source(self) -> bool:
         source = self.disk_source
-        return source is not None and source.exports_snapshot
+        return source is not None and source.disk_is_frozen
 
     async def _stream(self) -> None:
         while self.disk_missing and self.status is not QemuStatus.DEAD:
@@ -173,7 +173,7 @@ class SimQemu:
             assert source is not None
             blocks = sorted(self.disk_missing)[:BATCH_BLOCKS]
             await self.host.network.transfer(source.host.name, self.host.name, len(blocks) * BLOCK_BYTES)
-            if not source.exports_snapshot:
+            if not source.disk_is_frozen:
                 return
             for block in blocks:
                 self.disk[block] = source.disk[block]

@@ -172,23 +172,14 @@ class SimSourceMachine(SimHooks):
 
         await self.call("mirror.cancel", cancel)
 
-    async def export_disk_for_postcopy(self) -> str:
+    async def freeze_disk(self) -> str:
         """As the port says."""
 
-        def export() -> str:
-            self.qemu().exports_snapshot = True
-            return f"{self.host.name}/export"
+        def freeze() -> str:
+            self.qemu().disk_is_frozen = True
+            return f"{self.host.name}/overlay"
 
-        return await self.call("disk.export", export)
-
-    async def withdraw_disk_export(self) -> None:
-        """As the port says."""
-
-        def withdraw() -> None:
-            if (qemu := self.host.qemus.get(self.vm)) is not None:
-                qemu.exports_snapshot = False
-
-        await self.call("disk.withdraw", withdraw)
+        return await self.call("disk.freeze", freeze)
 
     async def pause(self) -> float:
         """As the port says."""
@@ -266,6 +257,8 @@ class SimSourceMemory(SimPart):
         def abort() -> None:
             if (memory := self.host.memories.get(self.vm)) is not None:
                 memory.abort()
+            if (qemu := self.host.qemus.get(self.vm)) is not None:
+                qemu.disk_is_frozen = False
 
         await self.call("memory.abort-source", abort)
 
@@ -284,9 +277,9 @@ class SimSourceMemory(SimPart):
 
         return await self.call(f"tunnel.listen {name}", listen)
 
-    async def tunnel_connect(self, name: str, path: str) -> None:
+    async def tunnel_serve(self, name: str, path: str) -> None:
         """As the port says."""
-        await self.call(f"tunnel.connect {name}", lambda: self.memory().check())
+        await self.call(f"tunnel.serve {name}", lambda: self.memory().check())
 
 
 class SimSourceFlows(SimPart):

@@ -54,7 +54,7 @@ class SimTargetMachine(SimHooks):
             if session is None or session.source is None:
                 raise HostError(f"vm {self.vm}", "no session", "try again")
             source = session.source.host.qemus.get(self.vm)
-            if source is None or not source.exports_snapshot:
+            if source is None or not source.disk_is_frozen:
                 raise HostError(f"vm {self.vm}", "the source does not serve its disk", "try again")
             self.qemu().attach(source)
 

@@ -268,7 +268,7 @@ class Simulation:
             judge.blame(f"{name}: packets are {host.flows.modes.get(VM)}, the VM {'runs' if runs else 'does not run'} there")
         if runs:
             qemu, memory = host.qemus[VM], host.memories[VM]
-            if qemu.mirror is not None or qemu.exports_snapshot or (memory.outgoing is not None and not memory.outgoing.is_dead):
+            if qemu.mirror is not None or qemu.disk_is_frozen or (memory.outgoing is not None and not memory.outgoing.is_dead):
                 judge.blame(f"{name}: a mirror, an export or a memory session is left")
         elif not judge.excuses:
             left = [copy for copy in self.vm.copies if copy.host is host and copy.status is not QemuStatus.DEAD]

@@ -39,7 +39,7 @@ class _Memory:
     async def serve_until_done(self) -> None:
         self.told.append("serve")
 
-    async def tunnel_connect(self, name: str, path: str) -> None:
+    async def tunnel_serve(self, name: str, path: str) -> None:
         self.told.append((name, path))
 
     async def tunnel_close(self, name: str) -> None:
@@ -68,7 +68,7 @@ def _agent_and_vm(tmp_path: Path, memory: _Memory) -> tuple[SourceMemory, Any]:
 
 async def _cut(agent: SourceMemory) -> None:
     await agent.open_source(MOVE, "10.0.0.2", 7402, "gcp-1", 2)
-    await agent.tunnel_connect("disk", "/disk.sock")
+    await agent.tunnel_serve("disk", "/overlay.qcow2")
     await agent.cut(postcopy=True)
 
 
@@ -79,7 +79,7 @@ def test_a_successor_of_agent_and_memory_process_opens_the_move_again_and_serves
         agent = _agent(tmp_path, memory)
         assert await agent.is_serving()
         await agent.serve_until_done()
-        assert memory.told == [(MOVE, "again"), ("disk", "/disk.sock"), "serve"]
+        assert memory.told == [(MOVE, "again"), ("disk", "/overlay.qcow2"), "serve"]
 
     asyncio.run(scenario())
 
@@ -115,7 +115,7 @@ def test_a_memory_process_that_is_replaced_when_memory_is_done_carries_the_disk_
         another = _Memory()
         vm.parts.memory = another
         await vm.memory_replaced(another)
-        assert another.told == [(MOVE, "again"), ("disk", "/disk.sock")]
+        assert another.told == [(MOVE, "again"), ("disk", "/overlay.qcow2")]
 
     asyncio.run(scenario())
 

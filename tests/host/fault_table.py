@@ -158,7 +158,7 @@ def _row(opening: str, starting: str, copying: str, stopped: str, taking: str, o
 
 EXPECTED: dict[Victim, _Row] = {
     #                          opening starting copying stopped taking owned filling undoing
-    Victim.SOURCE_QEMU: _row("l", "l", "l", "l", "t", "t", "tl", "l"),
+    Victim.SOURCE_QEMU: _row("l", "l", "l", "l", "t", "t", "t", "l"),
     Victim.TARGET_QEMU: _row("", "", "s", "s", "s", "l", "l", ""),
     Victim.SOURCE_MEMORY: _row("t", "st", "s", "s", "t", "t", "t", "s"),
     Victim.TARGET_MEMORY: _row("", "", "s", "s", "st", "t", "t", ""),
@@ -178,8 +178,6 @@ EXPECTED: dict[Victim, _Row] = {
 }
 
 POSTCOPY: dict[Victim, _Row] = {
-    # What the guest at the target lacks is in the source's QEMU only, until it has come.
-    Victim.SOURCE_QEMU: {Stage.TAKING: frozenset({L}), Stage.OWNED: frozenset({T, L})},
     # Before the record a broken stream may fail the move, or be taken up. After it QEMU refuses to run a guest whose disk it cannot
     # open then: it never ran, and is given back.
     **{
@@ -190,8 +188,10 @@ POSTCOPY: dict[Victim, _Row] = {
 """Where post-copy mode differs: the stage's expectation there."""
 
 EXCEPTIONS: dict[tuple[Victim, str], frozenset[Outcome]] = {
-    # Nothing of the disk has been fetched yet; in the other columns of that stage it may have been, all of it.
-    (Victim.SOURCE_QEMU, "target-fill"): frozenset({L}),
+    # Its last word is said: the state is saved, memory and disk are in the memory process and in a file.
+    (Victim.SOURCE_QEMU, "source-verify"): frozenset({T}),
+    (Victim.SOURCE_QEMU, "source-commit"): frozenset({T}),
+    (Victim.SOURCE_QEMU, "source-commit (postcopy)"): frozenset({T}),
     # It never ran, and is given back.
     (Victim.TARGET_QEMU, "target-resume"): frozenset({S}),
     (Victim.TARGET_QEMU, "target-resume (postcopy)"): frozenset({S}),

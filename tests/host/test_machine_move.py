@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,7 @@ import msgspec
 import pytest
 
 from architect.drafter.block_node import find_overlay, nodes_by_name
-from architect.drafter.disk_export import (
-    start_frozen_export,
-    start_incoming_export,
-    stop_frozen_export,
-    stop_incoming_export,
-)
+from architect.drafter.disk_export import start_incoming_export, stop_incoming_export
 from architect.drafter.disk_mirror import DiskMirror
 from architect.drafter.disk_postcopy import (
     StreamTrouble,
@@ -32,17 +30,20 @@ from architect.drafter.disk_postcopy import (
     start_stream,
     stream_trouble,
 )
+from architect.drafter.frozen_file import freeze_overlay
 from architect.drafter.machine import Machine
 from architect.drafter.machine_event import DiskFailed
 from architect.drafter.machine_options import BootFiles
 from architect.drafter.overlay import create_overlay
 from architect.errors import ConflictError, HostError, OutcomeUnknownError
+from architect.silo.nbd_server import ServedFile
 from tests.host import machine_rig as rig
 
 pytestmark = pytest.mark.host
 
 OWN = "qemu-system-x86_64"
 OTHER = rig.SECOND_QEMU
+DISK = "/machine/peripheral/disk0/virtio-backend"
 PAIRS = [(OWN, OWN), (OWN, OTHER), (OTHER, OWN)]
 
 
@@ -142,6 +143,32 @@ async def mirror_to(source: Place, target: Place) -> DiskMirror:
     return mirror
 
 
+@contextlib.contextmanager
+def served(file: ServedFile) -> Iterator[socket.socket]:
+    """A connection over which the file is read, as a memory process serves it."""
+    ours, theirs = socket.socketpair()
+
+    def serve() -> None:
+        with theirs, contextlib.suppress(OSError):
+            file.serve(lambda count: _exactly(theirs, count), theirs.sendall)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield ours
+    finally:
+        ours.close()  # QEMU has a duplicate: the server goes on until QEMU, too, has let go of it
+
+
+def _exactly(connection: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        if not (part := connection.recv(count - len(data))):
+            raise ConnectionResetError("ended")
+        data += part
+    return data
+
+
 async def assert_guest_is_well(at: Place, stood_at: int) -> None:
     await rig.wait_alive(at.folder, stood_at + 12)
     said = rig.console(at.folder)
@@ -194,17 +221,16 @@ def test_a_machine_runs_before_its_disk_has_arrived_and_moves_on_afterwards(
                 await stop_incoming_export(target.machine)
                 fresh = target.folder / "fresh.qcow2"
                 await create_overlay(fresh, rig.DISK_BYTES)
-                with rig.connect(await start_frozen_export(source.machine)) as connection:
+                with served(ServedFile(str(await freeze_overlay(source.machine)))) as connection:
                     await attach_remote(target.machine, connection.fileno(), fresh)
                 (target.folder / "overlay.qcow2").unlink()
                 stood_at = await hand_over(source, target)
-                await rig.wait_alive(target.folder, stood_at + 3)  # reads what is still at the source
-                await start_stream(target.machine)
-                await start_stream(target.machine)
-                await complete_stream(target.machine, 60)
-                await complete_stream(target.machine, 60)
-                await stop_frozen_export(source.machine)
                 await source.machine.kill()
+                await rig.wait_alive(target.folder, stood_at + 3)  # reads what is still in the source's file
+                await start_stream(target.machine)
+                await start_stream(target.machine)
+                await complete_stream(target.machine, 60)
+                await complete_stream(target.machine, 60)
                 await assert_guest_is_well(target, stood_at + 3)
                 nodes = await nodes_by_name(target.machine.qmp)
                 assert not [name for name in nodes if "remote" in name or name == "overlay"]
@@ -340,19 +366,66 @@ def test_disks_of_different_sizes_are_refused_and_nothing_is_left(boot: BootFile
     asyncio.run(scenario())
 
 
-def test_the_file_of_a_running_guest_is_not_offered(boot: BootFiles, tmp_path: Path) -> None:
+def test_the_file_of_a_running_guest_is_not_offered_and_that_of_a_stopped_one_is_found_by_any_name(
+    boot: BootFiles, tmp_path: Path
+) -> None:
     async def scenario() -> None:
         async with place(boot, tmp_path / "a") as source:
             with pytest.raises(ConflictError):
-                await start_frozen_export(source.machine)
+                await freeze_overlay(source.machine)
             await source.machine.pause()
-            first = await start_frozen_export(source.machine)
-            assert await start_frozen_export(source.machine) == first
-            await stop_frozen_export(source.machine)
-            await stop_frozen_export(source.machine)
+            assert await freeze_overlay(source.machine) == source.folder / "overlay.qcow2"
+            (source.folder / "overlay.qcow2").rename(source.folder / "renamed.qcow2")
+            assert await freeze_overlay(source.machine) == source.folder / "renamed.qcow2"
+            (source.folder / "renamed.qcow2").unlink()
+            with pytest.raises(HostError, match="no name any more"):
+                await freeze_overlay(source.machine)
             await source.machine.resume()
 
     asyncio.run(scenario())
+
+
+@contextlib.contextmanager
+def failing_file_system(root: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A small file system, and what makes every write to it fail from then on."""
+    if not Path("/dev/loop-control").exists():
+        pytest.skip("needs /dev/loop-control: a file system of its own")
+    image, folder = root / "small.ext4", root / "small"
+    folder.mkdir()
+    with image.open("wb") as file:
+        file.truncate(8 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=True)
+
+    def fail() -> None:
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.ioctl(descriptor, 0x8004587D, struct.pack("I", 2))  # linux/fs.h: EXT4_IOC_SHUTDOWN, without a flush of its log
+        os.close(descriptor)
+
+    try:
+        yield folder, fail
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_whose_index_the_host_cannot_write_is_not_called_whole(boot: BootFiles, tmp_path: Path) -> None:
+    async def scenario(small: Path, fail: Callable[[], None]) -> None:
+        overlay = small / "overlay.qcow2"
+        await create_overlay(overlay, rig.DISK_BYTES)
+        disk = msgspec.structs.replace(rig.disk(tmp_path), overlay=overlay)
+        with rig.ram() as ram_fd:
+            async with rig.running(rig.options(boot, tmp_path / "a", ram_fd, disk=disk)) as machine:
+                await machine.pause()
+                assert await freeze_overlay(machine) == overlay
+                write = {"command-line": f'qemu-io -d {DISK} "write -P 0x5a 0 64k"'}
+                await machine.qmp.execute("human-monitor-command", write)  # the data is in the file, its index in QEMU
+                fail()
+                await machine.pause()  # writes the index, too, and says nothing of what it could not write
+                with pytest.raises(HostError, match="Input/output error"):
+                    await freeze_overlay(machine)
+
+    with failing_file_system(tmp_path) as (small, fail):
+        asyncio.run(scenario(small, fail))
 
 
 def test_a_remote_that_is_no_overlay_leaves_the_disk_as_it_was(boot: BootFiles, tmp_path: Path) -> None:
@@ -376,8 +449,8 @@ def test_a_guest_whose_blocks_are_out_of_reach_waits_until_there_is_another_way_
             await source.machine.pause()
             fresh = target.folder / "fresh.qcow2"
             await create_overlay(fresh, rig.DISK_BYTES)
-            export = await start_frozen_export(source.machine)
-            with rig.connect(export) as connection:
+            file = ServedFile(str(await freeze_overlay(source.machine)))
+            with served(file) as connection:
                 await attach_remote(target.machine, connection.fileno(), fresh)
                 async with contextlib.aclosing(target.machine.events()) as events:
                     stood_at = await hand_over(source, target)
@@ -395,12 +468,12 @@ def test_a_guest_whose_blocks_are_out_of_reach_waits_until_there_is_another_way_
             await target.machine.resume()  # takes the stream's error away and sets nothing going; the guest stops again
             assert await stream_trouble(target.machine) is StreamTrouble.STOPPED
             for _ in range(2):  # from a stream that stands, and from a connection that nothing has used yet
-                with rig.connect(export) as connection:
+                with served(file) as connection:
                     await reattach_remote(target.machine, connection.fileno())
             await target.machine.resume()
             await start_stream(target.machine)
             await complete_stream(target.machine, 60)
-            with rig.connect(export) as connection:
+            with served(file) as connection:
                 await reattach_remote(target.machine, connection.fileno())
             assert not [name for name in await nodes_by_name(target.machine.qmp) if "remote" in name]
             await source.machine.kill()

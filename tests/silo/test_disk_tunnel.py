@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 from typing import Any, cast
 
-from architect.silo.disk_tunnel import DiskTunnel
+from architect.silo.disk_tunnel import DiskTunnel, TunnelEnd
 from architect.silo.rate_limit import RateLimit
 from architect.silo.stream_connection import DEAD_PEER_TIMEOUT_MS, ENDURED_SILENCE_MS, StreamConnection, tune
 from architect.silo.stream_messages import TunnelHello, TunnelTaken
@@ -44,7 +44,7 @@ class _Connection(StreamConnection):
 
 def test_a_link_that_a_client_at_the_target_takes_endures_silence_from_then_on(tmp_path: Path) -> None:
     path = tmp_path / "disk.sock"
-    tunnel = DiskTunnel("disk", str(path), None, RateLimit(0), listens=True)
+    tunnel = DiskTunnel("disk", str(path), TunnelEnd.LISTENS, None, RateLimit(0))
     up, down = _Connection(), _Connection()
     for half, is_upward in ((up, True), (down, False)):
         tunnel.take(half, TunnelHello("disk", 0, is_upward, True))

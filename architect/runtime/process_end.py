@@ -1,0 +1,41 @@
+"""How a process has ended: its status by a pidfd, also where it never was our child, and in words for who is told.
+
+Source: linux/pidfd.h, PIDFD_GET_INFO with PIDFD_INFO_EXIT (Linux 6.15): known from the moment its parent has reaped it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import struct
+
+_INFO_BYTES = 64
+_GET_INFO = 0xC000FF0B | _INFO_BYTES << 16
+_INFO_EXIT = 1 << 3
+_MASK, _STATUS = struct.Struct("=Q"), struct.Struct("=60xi")
+
+
+def exit_status(pidfd: int) -> int | None:
+    """As `subprocess.Popen.returncode` has it: negative for a signal. None: not known (not reaped yet, or Linux before 6.15)."""
+    info = bytearray(_INFO_BYTES)
+    _MASK.pack_into(info, 0, _INFO_EXIT)
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(pidfd, _GET_INFO, info)
+        if _MASK.unpack_from(info)[0] & _INFO_EXIT:
+            return os.waitstatus_to_exitcode(_STATUS.unpack_from(info)[0])
+    return None
+
+
+def ending(status: int | None) -> str:
+    """The end in words, to follow the process's name."""
+    if status is None:
+        return "ended"
+    if status >= 0:
+        return f"ended with exit status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        return f"was killed by signal {-status}"
+    return f"was killed by signal {-status} ({name})"

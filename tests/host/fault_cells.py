@@ -150,7 +150,11 @@ def run(fleet: Fleet, cells: Sequence[tuple[Victim, Column]]) -> list[CellResult
         for victim in victims
     }
     batch = _Batch(fleet, Scene(fleet.faults, source, target, [vm.id for vm in vms]), list(zip(columns, vms, strict=True)))
-    batch.approach()
+    try:
+        batch.approach()
+    except BaseException:
+        batch.abandon()
+        raise
     times.append(time.monotonic())
     with contextlib.ExitStack() as fault:
         for victim in victims:
@@ -248,7 +252,14 @@ class _Batch:
 
     def _await(self, point: str, vm: FleetVm) -> None:
         path = self._file(point, vm)
-        self._fleet.rig.wait(f"{vm.name} is at {point}", path.with_name(f"{path.name}.reached").exists, REACHED_S)
+        reached, move = path.with_name(f"{path.name}.reached"), self._moves[vm.name]
+
+        def is_there() -> bool:
+            if move.has_ended and not reached.exists():
+                raise AssertionError(f"{vm.name} never came to {point}: {move.outcome()}\n{self._fleet.rig.logs()}")
+            return reached.exists()
+
+        self._fleet.rig.wait(f"{vm.name} is at {point}", is_there, REACHED_S)
 
     def _release(self, point: str, vm: FleetVm) -> None:
         path = self._file(point, vm)
@@ -259,6 +270,14 @@ class _Batch:
         """All handovers may go on."""
         for column, vm in self.pairs:
             self._release(column.point, vm)
+
+    def abandon(self) -> None:
+        """Something went wrong before the fault: the next one begins with other VMs."""
+        self.release()
+        self.await_ends()
+        for _, vm in self.pairs:
+            with contextlib.suppress(AssertionError, OSError):
+                self._fleet.retire(vm)
 
     def await_ends(self) -> None:
         """Until every `architect migrate` has ended. Idempotent."""

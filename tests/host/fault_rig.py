@@ -39,11 +39,19 @@ class Move:
 
     def __init__(self, rig: FabricRig, name: str, to: str, *words: str) -> None:
         self._process = rig.start("--json", "migrate", name, "--to", to, *words)
+        self._words: str | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has, well or not."""
+        return self._process.poll() is not None
 
     def outcome(self, timeout_s: float = PATIENCE_S) -> tuple[int, str]:
         """Exit status and last words, once it has ended."""
-        out, err = self._process.communicate(timeout=timeout_s)
-        return self._process.returncode, (err or out).strip()
+        if self._words is None:
+            out, err = self._process.communicate(timeout=timeout_s)
+            self._words = (err or out).strip()
+        return self._process.returncode, self._words
 
 
 class MoveInside:
@@ -63,6 +71,11 @@ class MoveInside:
             self._end = vm_commands.migrate(self._options), ""
         except ArchitectError as error:
             self._end = error.exit_status, str(error)
+
+    @property
+    def has_ended(self) -> bool:
+        """As of `Move`."""
+        return self._end is not None
 
     def outcome(self, timeout_s: float = PATIENCE_S) -> tuple[int, str]:
         """As of `Move`."""

@@ -28,6 +28,7 @@ hypothesis.settings.load_profile("architect")
 _skips: Counter[str] = Counter()
 _causes: dict[str, str] = {}
 _left: list[str] = []
+_places: list[leftovers.Place] = []
 _is_isolated = False
 
 
@@ -55,12 +56,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=f"needs {capability}: {cause}"))
 
 
+def pytest_keyboard_interrupt() -> None:
+    """An interrupted run ends its workers in the middle of their tests: what they leave is found by their places."""
+    if _is_isolated:
+        _places.extend(leftovers.places_of_children())
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a run that leaves processes, namespaces or pins behind, and remove them."""
     if _is_isolated:
-        _left.extend(leftovers.find())
-        leftovers.remove()
+        _left.extend(leftovers.find(_places))
+        leftovers.remove(_places)
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput |= {"left": _left, "skips": dict(_skips), "causes": _causes}
     if _left and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):

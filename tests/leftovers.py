@@ -1,15 +1,18 @@
 """What a test run leaves behind: found for certain, because the run lives in a mount namespace of its own.
 
 `isolate` gives the run private, empty `/run/netns` and `/sys/fs/bpf`. So the named namespaces and pins in there are this run's and
-nobody else's, parallel runs do not meet, and every process in that mount namespace was started by this run.
+nobody else's, parallel runs do not meet, and every process in that mount namespace was started by this run. So does each worker of
+a run; should it be interrupted, the run's main process looks in their places, too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from architect.runtime.namespaces import NAMES, delete_namespace
@@ -34,10 +37,29 @@ def isolate() -> bool:
     return is_private
 
 
-def find() -> list[str]:
-    """What is left now, a line each; waits a little for processes that are ending."""
+class Place:
+    """A mount namespace, held, so that its number is nobody else's."""
+
+    def __init__(self, pid: int) -> None:
+        self._descriptor = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        self.inode = os.fstat(self._descriptor).st_ino
+
+
+def places_of_children() -> list[Place]:
+    """Where our children live that have places of their own: the workers of a run, and with each all that it has started."""
+    ours = os.stat("/proc/self/ns/mnt").st_ino
+    places = []
+    for task in Path("/proc/self/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            with contextlib.suppress(OSError):  # it ends just now
+                places.append(Place(int(pid)))
+    return [place for place in places if place.inode != ours]
+
+
+def find(places: Sequence[Place] = ()) -> list[str]:
+    """What is left now, here and in those places, a line each; waits a little for processes that are ending."""
     end_s = time.monotonic() + SETTLE_S
-    while (processes := _processes()) and time.monotonic() < end_s:
+    while (processes := _processes(places)) and time.monotonic() < end_s:
         time.sleep(0.05)
     lines = [f"process {process.pid}: {' '.join(command_line(process))[:150]}" for process in processes]
     lines += [f"network namespace {path.name}" for path in sorted(NAMES.iterdir())]
@@ -45,22 +67,22 @@ def find() -> list[str]:
     return lines
 
 
-def remove() -> None:
-    """Take away what is left, so that it burdens nobody."""
-    for process in _processes():
+def remove(places: Sequence[Place] = ()) -> None:
+    """Take away what is left, so that it burdens nobody. Names and pins of the places vanish with their last process."""
+    for process in _processes(places):
         send_signal(process, signal.SIGKILL)
     for path in list(NAMES.iterdir()):
         delete_namespace(path.name)
 
 
-def _processes() -> list[ProcessIdentity]:
-    ours = os.stat("/proc/self/ns/mnt").st_ino
+def _processes(places: Sequence[Place]) -> list[ProcessIdentity]:
+    inodes = {os.stat("/proc/self/ns/mnt").st_ino, *(place.inode for place in places)}
 
     def is_ours(process: ProcessIdentity) -> bool:
         try:
             inode = os.stat(f"/proc/{process.pid}/ns/mnt").st_ino
         except OSError:
             return False
-        return inode == ours and not any("multiprocessing" in part for part in command_line(process))
+        return inode in inodes and not any("multiprocessing" in part for part in command_line(process))
 
     return processes_where(is_ours)

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from tests.machine import Machine, reaches
 pytestmark = pytest.mark.host("root", "kernel", "namespaces", "tun", "userfaultfd", "pagemap_scan", "bpf", "qemu")
 
 STAND_IN = (sys.executable, stand_in.__file__)
+ROOT = Path(__file__).parents[2]
 _CLONE_NEWNS = 0x20000
 _libc = ctypes.CDLL(None, use_errno=True)
 OPTIONS = LocalOptions(
@@ -397,6 +399,52 @@ def test_the_guard_finds_what_a_run_leaves_behind() -> None:
     finally:
         child.kill()
         child.wait()
+
+
+INTERRUPTED_CONFTEST = """
+from xdist.workermanage import NodeManager
+from tests.conftest import *
+NodeManager.EXIT_TIMEOUT = 0.5  # a worker in the middle of a test is given ten seconds, and has not ended then either
+"""
+INTERRUPTED_TEST = """
+import pathlib, subprocess, sys, time
+def test_it():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True, env={})
+    new = pathlib.Path(__file__).with_name("new")
+    new.write_text(str(child.pid))
+    new.rename(new.with_name("pid"))
+    time.sleep(60)
+"""
+
+
+def test_an_interrupted_run_ends_what_its_workers_have_started(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(INTERRUPTED_CONFTEST)
+    (tmp_path / "test_it.py").write_text(INTERRUPTED_TEST)
+    words = [
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--assert",
+        "plain",
+        "--rootdir",
+        str(tmp_path),
+        "-n",
+        "1",
+        str(tmp_path),
+    ]
+    run = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    end_s = time.monotonic() + PATIENCE_S
+    while not (tmp_path / "pid").exists():
+        assert run.poll() is None and time.monotonic() < end_s, run.communicate()[0]
+        time.sleep(0.05)
+    child = identify_process(int((tmp_path / "pid").read_text()))
+    assert child is not None and is_alive(child)
+    run.send_signal(signal.SIGINT)
+    out, _ = run.communicate(timeout=PATIENCE_S)
+    assert not is_alive(child), out
+    assert f"process {child.pid}:" in out
 
 
 def hide_in(namespace: Path) -> ProcessIdentity:

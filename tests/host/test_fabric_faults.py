@@ -91,9 +91,10 @@ def test_a_vm_moves_once_at_a_time_and_only_to_a_host_that_can_take_it(rig: Fabr
         refused = rig.command("rm", name)
         assert (refused.returncode, name in refused.stderr) == (4, True), refused.stderr
         removing = faults.rig.start("rm", "--force", name)
-    removing.communicate(timeout=60)
-    assert removing.returncode == 0
-    move.outcome()
+        _, said = removing.communicate(timeout=60)
+        assert (removing.returncode, "the move is given up first" in said) == (0, True), said
+        status, words = move.outcome()
+        assert (status, "it is to be removed" in words) == (10, True), words
     rig.wait("it is gone", lambda: not rig.machine_processes(vm) and not faults.state(name))
     faults.assert_clean(name, vm, "")
 

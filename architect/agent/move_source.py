@@ -61,8 +61,9 @@ class SourceMachine:
         progress = await DiskMirror(parts_of(self._vm).machine).progress()
         if progress is None:
             raise HostError(f"disk of vm {self._vm.record.request.name}", "its mirror has ended early", "see the target's disk")
-        sent_bytes = (await parts_of(self._vm).memory.status()).tunnel_bytes_sent
-        return MirrorProgress(progress.is_ready, progress.done_bytes, progress.total_bytes, sent_bytes)
+        status = await parts_of(self._vm).memory.status()
+        sent, saved = status.tunnel_bytes_sent, status.tunnel_bytes_saved
+        return MirrorProgress(progress.is_ready, progress.done_bytes, progress.total_bytes, sent, saved)
 
     async def finish_mirror(self) -> None:
         """As the port says."""
@@ -157,8 +158,9 @@ class SourceMemory:
         queued = max(status.bytes_sent - status.bytes_acked, 0)
         if status.bytes_saved:  # as much memory waits there as these bytes stand for
             queued = queued * (status.bytes_sent + status.bytes_saved) // status.bytes_sent
-        link_bytes = status.bytes_acked + status.tunnel_bytes_sent
-        return MemoryProgress(status.bytes_sent, status.pages_left, queued, link_bytes, status.bytes_saved)
+        link_bytes = status.bytes_acked + status.tunnel_bytes_sent - status.tunnel_bytes_saved
+        link_saved = status.bytes_saved + status.tunnel_bytes_saved
+        return MemoryProgress(status.bytes_sent, status.pages_left, queued, link_bytes, status.bytes_saved, link_saved)
 
     async def cut(self, postcopy: bool) -> MemoryCut:
         """As the port says."""

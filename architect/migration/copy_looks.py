@@ -66,7 +66,7 @@ class CopyLooks:
         """What the link carried since the last look. The time before the first one is not counted: it began with little."""
         before, self._last = self._last, progress
         if before is not None and progress.pages_left:
-            saved = max(progress.bytes_saved - before.bytes_saved, 0)
+            saved = max(progress.link_bytes_saved - before.link_bytes_saved, 0)
             sample = LinkSample(max(progress.link_bytes - before.link_bytes, 0), now_s - self._seen_at_s, saved)
             self.samples = (*self.samples, sample)
             stats = RoundStats(0, sample.bytes, sample.duration_s, progress.pages_left, saved)

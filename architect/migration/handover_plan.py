@@ -113,23 +113,26 @@ class RoundStats(msgspec.Struct, frozen=True):
 class MemoryProgress(msgspec.Struct, frozen=True):
     """How far the memory copy is: bytes that crossed the wire, pages not sent yet or written since; `queued_bytes` of those
     sent are still on their way. `link_bytes` is what all the move's connections, those of its disk too, have sent and the peer has
-    acknowledged: the rate of the link is taken from it. Compression has kept `bytes_saved` more off the wire."""
+    acknowledged: the rate of the link is taken from it. Compression has kept `bytes_saved` more of memory off the wire, and
+    `link_bytes_saved` of all."""
 
     bytes_sent: int
     pages_left: int
     queued_bytes: int = 0
     link_bytes: int = 0
     bytes_saved: int = 0
+    link_bytes_saved: int = 0
 
 
 class MirrorProgress(msgspec.Struct, frozen=True):
     """How far the disk mirror is. `is_ready`: it follows the guest's writes and can be ended at once. Done and total count holes,
-    too; `sent_bytes` is what crossed the wire."""
+    too; `sent_bytes` is what was sent, `bytes_saved` of it kept off the wire by compression."""
 
     is_ready: bool
     done_bytes: int
     total_bytes: int
     sent_bytes: int = 0
+    bytes_saved: int = 0
 
 
 class MemoryCut(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from architect.migration.handover_plan import HandoverPlan
+from architect.migration.handover_plan import HandoverPlan, MirrorProgress
 from architect.migration.source_engine import SourceState
 from architect.migration.span_recorder import SpanRecorder
 from architect.migration.target_engine import TargetStep
@@ -41,8 +41,8 @@ _STEPS_IN_PAUSE = frozenset(
 
 @dataclass
 class HandoverFigures:
-    """What was measured so far. `memory_bytes` crossed the wire for memory, and compression kept `saved_bytes` off it; the rest
-    likewise."""
+    """What was measured so far. `memory_bytes` crossed the wire for memory, and compression kept `memory_saved` more off it; the
+    rest likewise."""
 
     plan: HandoverPlan
     clock: Clock
@@ -51,8 +51,9 @@ class HandoverFigures:
     target_spans: tuple[Span, ...] = ()
     edge_error_s: float = 0.0
     memory_bytes: int = 0
-    saved_bytes: int = 0
+    memory_saved: int = 0
     disk_bytes: int = 0
+    disk_saved: int = 0
     other_bytes: int = 0
     pages_left: int | None = None
     stop_asked_at_s: float = 0.0
@@ -76,7 +77,11 @@ class HandoverFigures:
     def sent_memory(self, wire_bytes: int, saved_bytes: int) -> None:
         """So much of memory has crossed the wire so far. What is told late changes nothing."""
         if wire_bytes >= self.memory_bytes:
-            self.memory_bytes, self.saved_bytes = wire_bytes, saved_bytes
+            self.memory_bytes, self.memory_saved = wire_bytes, saved_bytes
+
+    def sent_disk(self, mirror: MirrorProgress) -> None:
+        """The disk's mirror has come so far."""
+        self.disk_bytes, self.disk_saved = mirror.sent_bytes - mirror.bytes_saved, mirror.bytes_saved
 
     def steered(self, times: TimedAway | None, parent: str) -> None:
         """The edge has steered the VM's packets."""
@@ -121,7 +126,7 @@ class HandoverFigures:
             rounds=state.round_count,
             bytes_sent=sent,
             bytes_peer=sent,
-            bytes_saved=self.saved_bytes,
+            bytes_saved=self.memory_saved + self.disk_saved,
             memory_bytes=plan.spec.machine.memory_bytes,
             disk_bytes_sent=self.disk_bytes,
             phases=self._phases(),

@@ -242,7 +242,7 @@ class SourceActions:
 
     async def _poll_mirror(self, _: SourceState) -> None:
         self._mirror = await self._ports.machine.mirror_progress()
-        self._figures.disk_bytes = self._mirror.sent_bytes
+        self._figures.sent_disk(self._mirror)
 
     def latest_mirror(self) -> MirrorProgress | None:
         """The mirror as it was last seen."""

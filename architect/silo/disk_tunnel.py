@@ -19,6 +19,7 @@ from enum import StrEnum
 import msgspec
 
 from architect.errors import ArchitectError, HostError
+from architect.model.compression import Compression
 from architect.silo.memory_messages import TunnelBytes
 from architect.silo.nbd_server import ServedFile
 from architect.silo.rate_limit import RateLimit
@@ -61,14 +62,18 @@ class DiskTunnel:
 
     :param dial: opens one half of a link; None at the target, which takes what comes (`take`).
     :param limit: what goes to the peer waits for it.
+    :param wish: at the source: whether to compress what goes to the peer.
     """
 
-    def __init__(self, name: str, path: str, end: TunnelEnd, dial: Dial | None, limit: RateLimit) -> None:
+    def __init__(
+        self, name: str, path: str, end: TunnelEnd, dial: Dial | None, limit: RateLimit, wish: Compression = Compression.OFF
+    ) -> None:
         self.name = name
         self.path = path
         self.end = end
         self._dial = dial
         self._limit = limit
+        self._wish = wish
         self._lock = threading.Lock()
         self._links: set[TunnelLink | ServedLink] = set()
         self._parked: queue.Queue[Halves] = queue.Queue(LINKS_MAX)
@@ -76,7 +81,7 @@ class DiskTunnel:
         self._waiting: set[StreamConnection] = set()
         self._next_number = 0
         self._closed = threading.Event()
-        self._sent = self._received = 0
+        self._sent = self._received = self._saved = 0
         self._file = ServedFile(path) if end is TunnelEnd.SERVES else None
         self._server = self._listen() if end is TunnelEnd.LISTENS else None
         if self._server is not None:
@@ -119,7 +124,7 @@ class DiskTunnel:
         except BaseException:
             local.close()
             raise
-        self._run(TunnelLink(local, *self._directions(halves), self._limit.wait, self._count))
+        self._run(self._link(local, halves))
 
     def _parked_link(self) -> Halves:
         while True:
@@ -211,11 +216,15 @@ class DiskTunnel:
 
     def _end_here(self, halves: Halves) -> None:
         """A client of the peer's has come: carry it to our server, or answer it."""
-        directions = self._directions(halves)
         if self._file is not None:
-            self._run(ServedLink(self._file, *directions, self._limit.wait, self._count))
+            directions = self._directions(halves)
+            self._run(ServedLink(self._file, *directions, self._limit.wait, lambda sent, received: self._count(sent, received, 0)))
         else:
-            self._run(TunnelLink(self._connect(halves), *directions, self._limit.wait, self._count))
+            self._run(self._link(self._connect(halves), halves))
+
+    def _link(self, local: socket.socket, halves: Halves) -> TunnelLink:
+        wish = self._wish if self._dial is not None else None
+        return TunnelLink(local, *self._directions(halves), self._limit.wait, self._count, wish)
 
     def _directions(self, halves: Halves) -> tuple[StreamConnection, StreamConnection]:
         """The connections to the peer, and from it."""
@@ -247,15 +256,16 @@ class DiskTunnel:
         with self._lock:
             self._links.discard(link)
 
-    def _count(self, sent: int, received: int) -> None:
+    def _count(self, sent: int, received: int, saved: int) -> None:
         with self._lock:
             self._sent += sent
             self._received += received
+            self._saved += saved
 
     @property
     def bytes(self) -> TunnelBytes:
         """What it has carried."""
-        return TunnelBytes(self._sent, self._received)
+        return TunnelBytes(self._sent, self._received, self._saved)
 
     def close(self) -> None:
         """End it with all its connections. Idempotent."""

@@ -61,6 +61,7 @@ class MemoryStatus(_Message, frozen=True):
     bytes_received: int = 0
     bytes_saved: int = 0
     tunnel_bytes_sent: int = 0
+    tunnel_bytes_saved: int = 0
     zero_faults: FaultReport = FaultReport()
     remote_faults: FaultReport = FaultReport()
     error: str = ""
@@ -229,10 +230,11 @@ class TunnelClose(_Message, frozen=True):
 
 
 class TunnelBytes(_Message, frozen=True):
-    """What a tunnel carried: `sent` to the peer."""
+    """What a tunnel carried: `sent` to the peer, `saved` of them kept off the wire by compression."""
 
     sent: int
     received: int
+    saved: int = 0
 
 
 class FullHash(_Message, frozen=True):

@@ -289,7 +289,7 @@ class MemoryService:
         received = 0
         if self._target is not None:
             left, received = self._target.receiver.missing.count(), self._target.receiver.bytes_received
-        faults = self._faults
+        faults, tunnels = self._faults, self._tunnels.bytes
         return m.MemoryStatus(
             version=PROTOCOL_VERSION,
             state=self._state(),
@@ -304,7 +304,8 @@ class MemoryService:
             bytes_acked=self._source.bytes_acked if self._source else 0,
             bytes_saved=self._source.bytes_saved if self._source else 0,
             bytes_received=received,
-            tunnel_bytes_sent=self._tunnels.bytes_sent,
+            tunnel_bytes_sent=tunnels.sent,
+            tunnel_bytes_saved=tunnels.saved,
             zero_faults=faults.zero_latency.report() if faults else m.FaultReport(),
             remote_faults=faults.remote_latency.report() if faults else m.FaultReport(),
             error=self._error,

@@ -10,8 +10,8 @@ import numpy as np
 from architect.errors import PeerError
 from architect.model.sizes import PAGE_BYTES
 from architect.silo.merkle import HashTree, digest_of
+from architect.silo.packing import CODEC, Packing
 from architect.silo.page_batch import find_data, hash_pages
-from architect.silo.page_packing import CODEC, PagePacking
 from architect.silo.page_runs import Pages, encode_parts, encode_runs
 from architect.silo.ram_file import RamFile
 from architect.silo.rate_limit import RateLimit
@@ -43,7 +43,7 @@ class PageSender:
     """
 
     def __init__(
-        self, connection: StreamConnection, ram: RamFile, tree: HashTree, limit: RateLimit, packing: PagePacking | None = None, *,
+        self, connection: StreamConnection, ram: RamFile, tree: HashTree, limit: RateLimit, packing: Packing | None = None, *,
         is_demanded: bool = False,
     ) -> None:  # fmt: skip
         assert packing is None or not is_demanded, "who demands a page does not wait for compression"
@@ -93,9 +93,9 @@ class PageSender:
             self._send_packed(message, body, self._packing)
         self.sent.pages += len(pages)
 
-    def _send_packed(self, message: PagesMessage, body: memoryview, packing: PagePacking) -> None:
+    def _send_packed(self, message: PagesMessage, body: memoryview, packing: Packing) -> None:
         packed = packing.pack(body)
-        if packed is None or len(packed) >= len(body):
+        if packed is None:
             frame: PagesMessage | PackedPages = message
             wire: memoryview | bytes = body
         else:

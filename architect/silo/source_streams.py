@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 from architect.model.compression import Compression
 from architect.silo.memory_messages import SourceOptions
 from architect.silo.merkle import HashTree
-from architect.silo.page_packing import PagePacking
+from architect.silo.packing import Packing
 from architect.silo.page_sender import PageSender
 from architect.silo.ram_file import RamFile
 from architect.silo.rate_limit import RateLimit
@@ -61,7 +61,7 @@ class SourceStreams:
             raise
 
     def _bulk_sender(self, connection: StreamConnection) -> PageSender:
-        packing = PagePacking(self._options.compression, connection) if connection.takes_packed else None
+        packing = Packing(self._options.compression, connection) if connection.takes_packed else None
         return PageSender(connection, self._ram, self._tree, self.limit, packing)
 
     def _dial(self, purpose: Literal["data", "demand"], index: int, resume: bool) -> StreamConnection:

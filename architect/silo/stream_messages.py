@@ -84,7 +84,7 @@ class Pages(_Message, frozen=True):
 
 class PackedPages(_Message, frozen=True):
     """As Pages, but that the body is the pages compressed with `codec`; `digest` is of the pages themselves. On data connections
-    whose target has agreed to it (`page_packing`) only."""
+    whose target has agreed to it (`packing`) only."""
 
     runs: Runs
     digest: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]

@@ -17,9 +17,9 @@ from architect.errors import ArchitectError, PeerError
 from architect.silo.fault_server import FaultServer
 from architect.silo.memory_errors import CutError, MemoryLostError
 from architect.silo.memory_state import IncomingMove
-from architect.silo.page_packing import PageUnpacking
 from architect.silo.page_receiver import PageReceiver
 from architect.silo.page_runs import decode_runs, encode_parts
+from architect.silo.page_unpacking import PageUnpacking
 from architect.silo.ram_file import RamFile
 from architect.silo.stream_connection import StreamConnection, StreamLostError
 from architect.silo.stream_messages import Ack, Barrier, Hello, Hurry, Lacking, Missing, PackedPages, Promise, Proved, Zeros

@@ -1,20 +1,26 @@
 """Tunnel link: one connection of a unix socket, carried to the peer by two TLS connections, one for each direction.
 
 Two, because OpenSSL allows no read beside a write on one connection; so each direction is a thread that moves bytes, its end
-(TLS close_notify) is the end of that direction only, and a direction that breaks ends both.
+(TLS close_notify) is the end of that direction only, and a direction that breaks ends both. Towards the target, where the disk
+goes, bytes are compressed where that pays, if both ends have agreed to it (`tunnel_chunks`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import threading
 from collections.abc import Callable
 
+from architect.errors import PeerError
+from architect.model.compression import Compression
 from architect.silo.stream_connection import StreamConnection
+from architect.silo.tunnel_chunks import ChunkReader, ChunkSender
 
 BUFFER_BYTES = 256 << 10
 CLOSE_TIMEOUT_S = 5.0
+_log = logging.getLogger("architect.memory")
 
 
 class TunnelLink:
@@ -23,18 +29,20 @@ class TunnelLink:
     :param local: the connection to the local program.
     :param outward, inward: the connections that carry its output to the peer, and the peer's to it.
     :param pace: called with a number of bytes before they are sent; returns when they may be.
-    :param count: called with (sent, received) bytes as they pass.
+    :param count: called with (sent, received, saved) bytes as they pass; `saved` of those sent were kept off the wire.
+    :param wish: at the source, what is wished of its output; None at the target.
     """
 
     def __init__(
         self, local: socket.socket, outward: StreamConnection, inward: StreamConnection, pace: Callable[[int], None],
-        count: Callable[[int, int], None],
+        count: Callable[[int, int, int], None], wish: Compression | None = None,
     ) -> None:  # fmt: skip
         self._local = local
         self._outward = outward
         self._inward = inward
         self._pace = pace
         self._count = count
+        self._wish = wish
 
     def run(self) -> None:
         """Move bytes; returns when it is over. All is closed then."""
@@ -58,23 +66,39 @@ class TunnelLink:
             pump()
         except (OSError, ValueError):
             self.interrupt()
+        except PeerError as error:
+            _log.warning("%s", error)
+            self.interrupt()
 
     def _pump_out(self) -> None:
-        tls, buffer = self._outward.take_socket(), memoryview(bytearray(BUFFER_BYTES))
+        tls = self._outward.take_socket()
         tls.settimeout(None)
-        while length := self._local.recv_into(buffer):
-            self._pace(length)
-            tls.sendall(buffer[:length])
-            self._count(length, 0)
+        if self._wish is not None and self._outward.takes_packed:
+            chunks = ChunkSender(self._wish, self._outward, self._pace)
+            while length := self._local.recv_into(chunks.buffer):
+                self._count(length, 0, chunks.send(length))
+        else:
+            buffer = memoryview(bytearray(BUFFER_BYTES))
+            while length := self._local.recv_into(buffer):
+                self._pace(length)
+                tls.sendall(buffer[:length])
+                self._count(length, 0, 0)
         tls.settimeout(CLOSE_TIMEOUT_S)
         tls.unwrap()
 
     def _pump_in(self) -> None:
-        tls, buffer = self._inward.take_socket(), memoryview(bytearray(BUFFER_BYTES))
+        tls = self._inward.take_socket()
         tls.settimeout(None)
-        while length := tls.recv_into(buffer):
-            self._local.sendall(buffer[:length])
-            self._count(0, length)
+        if self._wish is None and self._inward.takes_packed:
+            chunks = ChunkReader(tls, self._inward.peer)
+            while data := chunks.read():
+                self._local.sendall(data)
+                self._count(0, len(data), 0)
+        else:
+            buffer = memoryview(bytearray(BUFFER_BYTES))
+            while length := tls.recv_into(buffer):
+                self._local.sendall(buffer[:length])
+                self._count(0, length, 0)
         self._local.shutdown(socket.SHUT_WR)
         tls.settimeout(CLOSE_TIMEOUT_S)
         tls.unwrap()

@@ -6,11 +6,19 @@ import ssl
 import threading
 from typing import NamedTuple
 
+from architect.model.compression import Compression
 from architect.silo.disk_tunnel import Dial, DiskTunnel, TunnelEnd
 from architect.silo.memory_errors import MemoryStateError
 from architect.silo.memory_messages import SourceOptions, TunnelBytes
 from architect.silo.rate_limit import RateLimit
-from architect.silo.stream_connection import HANDSHAKE_TIMEOUT_S, StreamConnection, StreamRefusedError, dial, welcome
+from architect.silo.stream_connection import (
+    HANDSHAKE_TIMEOUT_S,
+    PACKED_PROTOCOL,
+    StreamConnection,
+    StreamRefusedError,
+    dial,
+    welcome,
+)
 from architect.silo.stream_messages import Hello, Refused, TunnelHello, Welcome
 from architect.wire.framing import PROTOCOL_VERSION
 
@@ -45,8 +53,14 @@ class Tunnels:
                 return
             if old is not None or len(self._tunnels) >= TUNNELS_MAX:
                 raise MemoryStateError(f"tunnel {name}", "there is one, or too many", "close it first")
-            dial_half, limit = (_dialler(source), source.limit) if source else (None, RateLimit(0))
-            self._tunnels[name] = DiskTunnel(name, path, end, dial_half, limit)
+            if source is None:
+                self._tunnels[name] = DiskTunnel(name, path, end, None, RateLimit(0))
+                return
+            # Who reads a served file is a guest that waits, or copies behind one.
+            wish = Compression.OFF if end is TunnelEnd.SERVES else source.options.compression
+            if wish is not Compression.OFF:
+                source.tls.set_alpn_protocols([PACKED_PROTOCOL])
+            self._tunnels[name] = DiskTunnel(name, path, end, _dialler(source), source.limit, wish)
 
     def take(self, connection: StreamConnection) -> None:
         """At the target: a connection for a tunnel has come.
@@ -77,10 +91,11 @@ class Tunnels:
         return tunnel.bytes
 
     @property
-    def bytes_sent(self) -> int:
-        """What the open tunnels have carried to the peer."""
+    def bytes(self) -> TunnelBytes:
+        """What the open tunnels have carried."""
         with self._lock:
-            return sum(tunnel.bytes.sent for tunnel in self._tunnels.values())
+            each = [tunnel.bytes for tunnel in self._tunnels.values()]
+        return TunnelBytes(sum(one.sent for one in each), sum(one.received for one in each), sum(one.saved for one in each))
 
     def close_all(self) -> None:
         """Close all."""

@@ -38,6 +38,10 @@ class _Connection(StreamConnection):
         return self.plain
 
     @property
+    def takes_packed(self) -> bool:
+        return False
+
+    @property
     def silence_ms(self) -> int:
         return self.plain.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
 

@@ -25,10 +25,11 @@ from architect.runtime.tls import client_context, san_name, server_context
 from architect.silo.data_listener import DataListener
 from architect.silo.memory_messages import SourceOptions
 from architect.silo.merkle import HashTree, digest_of
+from architect.silo.packing import CODEC, LEVEL, PackedError
 from architect.silo.page_batch import hash_pages
-from architect.silo.page_packing import CODEC, LEVEL, PackedPagesError, PageUnpacking, UnknownCodecError
 from architect.silo.page_runs import encode_runs
 from architect.silo.page_sender import PageSender
+from architect.silo.page_unpacking import PageUnpacking, UnknownCodecError
 from architect.silo.ram_file import RamFile
 from architect.silo.source_streams import SourceStreams
 from architect.silo.stream_connection import PACKED_PROTOCOL, StreamConnection
@@ -72,7 +73,7 @@ def test_a_damaged_body_is_refused_or_has_the_right_size(unpacking: PageUnpackin
     del damaged[data.draw(st.integers(0, len(body))) :]
     try:
         _, found = unpacking.plain(message, memoryview(damaged))
-    except PackedPagesError:
+    except PackedError:
         return
     assert len(found) == len(plain)  # which bytes these are is for the digest to say
 
@@ -81,7 +82,7 @@ def test_a_damaged_body_is_refused_or_has_the_right_size(unpacking: PageUnpackin
 @given(st.binary(max_size=300))
 def test_garbage_is_refused(unpacking: PageUnpacking, garbage: bytes) -> None:
     message, _, _ = _frame(1)
-    with pytest.raises(PackedPagesError):
+    with pytest.raises(PackedError):
         unpacking.plain(message, memoryview(garbage))
 
 
@@ -89,7 +90,7 @@ def test_garbage_is_refused(unpacking: PageUnpacking, garbage: bytes) -> None:
 def test_a_body_that_is_longer_or_shorter_than_its_pages_is_refused(unpacking: PageUnpacking, pages: int) -> None:
     message, _, _ = _frame(3)
     _, body, _ = _frame(pages)
-    with pytest.raises(PackedPagesError):
+    with pytest.raises(PackedError):
         unpacking.plain(message, memoryview(body))
 
 
@@ -98,7 +99,7 @@ def test_a_gibibyte_in_a_small_frame_is_refused_unseen(unpacking: PageUnpacking)
     packer = zstandard.ZstdCompressor(level=LEVEL).compressobj(size=1 << 30)
     bomb = b"".join([packer.compress(bytes(1 << 20)) for _ in range(1 << 10)] + [packer.flush()])
     assert len(bomb) < 1 << 18
-    with pytest.raises(PackedPagesError, match=str(1 << 30)):
+    with pytest.raises(PackedError, match=str(1 << 30)):
         unpacking.plain(message, memoryview(bomb))
 
 
@@ -110,13 +111,13 @@ def test_a_bomb_that_claims_to_be_small_or_nothing_is_refused(unpacking: PageUnp
         size = zstandard.get_frame_parameters(bytes(bomb)).content_size.to_bytes(4, "little")
         at = bytes(bomb).index(size)
         bomb[at : at + 4] = (16 * PAGE_BYTES).to_bytes(4, "little")
-    with pytest.raises(PackedPagesError):
+    with pytest.raises(PackedError):
         unpacking.plain(message, memoryview(bomb))
 
 
 def test_two_frames_one_behind_the_other_are_refused(unpacking: PageUnpacking) -> None:
     message, body, _ = _frame(2)
-    with pytest.raises(PackedPagesError):
+    with pytest.raises(PackedError):
         unpacking.plain(message, memoryview(body + body))
 
 

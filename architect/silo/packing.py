@@ -1,0 +1,93 @@
+"""Packing: bytes compressed with zstd for the wire where that pays, and made plain again within bounds.
+
+A peer says by the TLS protocol that it selects (ALPN, RFC 7301) whether it takes packed bytes: an older one selects none, and is
+sent none.
+"""
+
+from __future__ import annotations
+
+import time
+
+import zstandard
+
+from architect.errors import PeerError
+from architect.model.compression import Compression
+from architect.silo.compression_choice import CompressionChoice, FrameCost
+from architect.silo.stream_connection import StreamConnection
+
+CODEC = "zstd"
+LEVEL = 1
+_HINT = "check that it is an Architect of this version"
+
+
+class PackedError(PeerError):
+    """Packed bytes that are none: damaged, or of another size than they have to be."""
+
+
+class Packing:
+    """The sending side of one stream: compresses what the choice says, and measures for it. `begin`, `pack`, `sent` for each frame.
+
+    :param connection: its peer takes packed bytes.
+    """
+
+    def __init__(self, wish: Compression, connection: StreamConnection) -> None:
+        self._choice = CompressionChoice(wish)
+        self._connection = connection
+        self._compressor = zstandard.ZstdCompressor(level=LEVEL)
+        self.begin()
+
+    def begin(self) -> None:
+        """A frame begins."""
+        self._cost = FrameCost()
+        self._began_s, self._worked_s = time.monotonic(), time.thread_time()
+        self._link = self._connection.link_reading()
+
+    def pack(self, body: memoryview) -> bytes | None:
+        """The body of this frame, compressed; None if it is to be sent as it is."""
+        self._cost.plain_bytes = len(body)
+        if not self._choice.packs(len(body)):
+            return None
+        began_s, worked_s = time.monotonic(), time.thread_time()
+        packed = self._compressor.compress(body)
+        self._cost.pack_s = time.monotonic() - began_s
+        self._worked_s += time.thread_time() - worked_s
+        return packed if len(packed) < len(body) else None
+
+    def sent(self, wire_bytes: int, limited_s: float) -> None:
+        """The frame is sent; of its time the bandwidth limit took `limited_s`."""
+        cost, before = self._cost, self._link
+        link = self._connection.link_reading()
+        cost.wire_bytes = wire_bytes
+        cost.duration_s = time.monotonic() - self._began_s
+        cost.work_s = time.thread_time() - self._worked_s
+        cost.limited_s = min(limited_s + link.limited_s - before.limited_s, cost.duration_s)
+        cost.acked_bytes = link.acked_bytes - before.acked_bytes
+        self._choice.took(cost, packed=cost.pack_s > 0)
+
+
+class Inflater:
+    """The receiving side of one stream, for one thread.
+
+    :param bytes_max: the most that one frame may be; of its window, too.
+    """
+
+    def __init__(self, bytes_max: int, peer: str) -> None:
+        self._peer = peer
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=bytes_max)
+
+    def inflated(self, body: memoryview, size_bytes: int) -> bytes:
+        """The `size_bytes` bytes that were packed as `body`. No more than those are made of it, whatever it says.
+
+        Raises:
+            PackedError: it is damaged, or of another size.
+        """
+        try:
+            # The library allocates what the frame's head says, however little it is allowed to: so the head is asked first.
+            declared_bytes = zstandard.get_frame_parameters(body).content_size
+            if declared_bytes != size_bytes:
+                raise PackedError(self._peer, f"sent {size_bytes} bytes packed as {declared_bytes}", _HINT)
+            plain = self._decompressor.decompress(body, size_bytes, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise PackedError(self._peer, f"sent packed bytes that are damaged ({error})", "see the network between") from error
+        assert len(plain) == size_bytes
+        return plain

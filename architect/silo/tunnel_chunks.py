@@ -1,0 +1,87 @@
+"""Tunnel chunks: how a tunnel's bytes travel towards the target where both ends have agreed on compression.
+
+    u32 wire_bytes | u32 plain_bytes | the bytes        big-endian; of equal lengths: as they are, otherwise packed
+
+Small ones are never packed: what a guest waits for is mostly small. The end of input is the end between two chunks.
+"""
+
+from __future__ import annotations
+
+import ssl
+import struct
+import time
+from collections.abc import Callable
+
+from architect.model.compression import Compression
+from architect.silo.packing import Inflater, PackedError, Packing
+from architect.silo.stream_connection import StreamConnection
+
+CHUNK_BYTES_MAX = 256 << 10
+PACKED_BYTES_MIN = 16 << 10
+HEAD = struct.Struct(">II")
+
+
+class ChunkSender:
+    """Sends chunks on a connection whose peer takes them; by one thread.
+
+    :param pace: called with a number of bytes before they are sent; returns when they may be.
+    """
+
+    def __init__(self, wish: Compression, connection: StreamConnection, pace: Callable[[int], None]) -> None:
+        self._packing = Packing(wish, connection)
+        self._tls = connection.take_socket()
+        self._pace = pace
+        self._frame = memoryview(bytearray(HEAD.size + CHUNK_BYTES_MAX))
+        self.buffer = self._frame[HEAD.size :]
+        """What the next `send` sends the beginning of."""
+
+    def send(self, length: int) -> int:
+        """Send `length` bytes of the buffer; returns how many of them compression kept off the wire."""
+        self._packing.begin()
+        packed = self._packing.pack(self.buffer[:length]) if length >= PACKED_BYTES_MIN else None
+        size = length if packed is None else len(packed)
+        asked_s = time.monotonic()
+        self._pace(size)
+        limited_s = time.monotonic() - asked_s
+        HEAD.pack_into(self._frame, 0, size, length)
+        self._tls.sendall(self._frame[: HEAD.size + length] if packed is None else bytes(self._frame[: HEAD.size]) + packed)
+        if length >= PACKED_BYTES_MIN:
+            self._packing.sent(size, limited_s)
+        return length - size
+
+
+class ChunkReader:
+    """Reads chunks; by one thread."""
+
+    def __init__(self, tls: ssl.SSLSocket, peer: str) -> None:
+        self._tls = tls
+        self._peer = peer
+        self._inflater = Inflater(CHUNK_BYTES_MAX, peer)
+        self._head = memoryview(bytearray(HEAD.size))
+        self._buffer = memoryview(bytearray(CHUNK_BYTES_MAX))
+
+    def read(self) -> memoryview | bytes:
+        """The bytes of the next chunk, valid until the next call; none at the end.
+
+        Raises:
+            PackedError: it is no chunk.
+            OSError: the connection broke, or ended within a chunk.
+        """
+        if not self._fill(self._head, may_end=True):
+            return b""
+        size, length = HEAD.unpack(self._head)
+        if not 0 < size <= length <= CHUNK_BYTES_MAX:
+            raise PackedError(self._peer, f"sent a chunk of {size} bytes for {length}", "check that it is an Architect")
+        body = self._buffer[:size]
+        self._fill(body, may_end=False)
+        return body if size == length else self._inflater.inflated(body, length)
+
+    def _fill(self, buffer: memoryview, *, may_end: bool) -> bool:
+        at = 0
+        while at < len(buffer):
+            if (count := self._tls.recv_into(buffer[at:])) == 0:
+                if may_end and at == 0:
+                    return False
+                raise ConnectionResetError("ended within a chunk")
+            at += count
+        return True

@@ -5,9 +5,14 @@ from __future__ import annotations
 import sys
 
 from architect.errors import ArchitectError
-from bench import evacuate_many, migration, transfer
+from bench import evacuate_many, migration, slow_link, transfer
 
-BENCHMARKS = {"migration": migration.main, "transfer": transfer.main, "evacuate_many": evacuate_many.main}
+BENCHMARKS = {
+    "migration": migration.main,
+    "transfer": transfer.main,
+    "evacuate_many": evacuate_many.main,
+    "slow_link": slow_link.main,
+}
 
 
 def main(words: list[str]) -> int:

@@ -32,6 +32,7 @@ LINKS = (100, 1000, 0)
 WAYS = (Compression.AUTO, Compression.OFF)
 PORT = 6379
 BATCH = 200
+READY_S = 60.0
 WORDS = ("anna", "bob", "carol", "dave", "Lisbon", "Vienna", "Osaka", "Montreal", "Nairobi", "Quito", "shipped", "returned", "paid")
 
 
@@ -163,7 +164,7 @@ async def _move(commands: Fabric, target: str, way: Compression) -> dict[str, An
 
 async def _fill(address: str, data_mib: int) -> None:
     """Give redis records, as many bytes of them."""
-    reader, writer = await asyncio.open_connection(address, PORT)
+    reader, writer = await _connected(address)
     chance, size = random.Random(1), 0
     for first in itertools.count(0, BATCH):
         if size >= data_mib << 20:
@@ -176,6 +177,15 @@ async def _fill(address: str, data_mib: int) -> None:
         for _ in range(BATCH):
             await reader.readline()
     writer.close()
+
+
+async def _connected(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async with asyncio.timeout(READY_S):
+        while True:
+            try:
+                return await asyncio.open_connection(address, PORT)
+            except ConnectionError:  # redis does not listen yet
+                await asyncio.sleep(0.2)
 
 
 def _record(chance: random.Random, number: int) -> bytes:

@@ -9,8 +9,8 @@ Compression pays where the link, or the bandwidth limit, and not a processor hol
 than what it costs here. Windows of at least `WINDOW_S` and `WINDOW_BYTES` tell. A plain stream that the link holds up tries one
 frame: that gives ratio and speed. A packed stream that the link does not hold up any more goes plain for one window, to see what
 the link carries by now. Every question doubles the number of windows until the next one, every window that needs none halves it: so
-data that does not shrink, or a link at the threshold, costs little. Speeds are those of the wall clock: a busy processor
-compresses slowly.
+data that does not shrink, or a link at the threshold, costs little. A trial counts time of the processor, because
+the wall clock of one frame tells who else ran just then; whether the processor is too busy is seen by what packed windows achieve.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ LIMITED_SHARE = 0.5
 GAIN_MIN = 1.25
 RATIO_MAX = 0.9
 TRIAL_BYTES_MIN = 64 << 10
-HOLD_WINDOWS_MAX = 64
+HOLD_WINDOWS_MAX = 32
 BELIEF_FADES = 1.1
 
 
 class FrameCost(msgspec.Struct):
     """What a frame cost, or several. `wire_bytes` of `plain_bytes` were sent, in `duration_s`; of that `limited_s` the link or the
-    limit was what held it up, `work_s` the processor worked, but for compression, which took `pack_s`. The peer's kernel
+    limit was what held it up, `work_s` the processor worked, and `pack_s` more for compression. The peer's kernel
     acknowledged `acked_bytes` meanwhile."""
 
     plain_bytes: int = 0

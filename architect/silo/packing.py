@@ -47,10 +47,10 @@ class Packing:
         self._cost.plain_bytes = len(body)
         if not self._choice.packs(len(body)):
             return None
-        began_s, worked_s = time.monotonic(), time.thread_time()
+        worked_s = time.thread_time()
         packed = self._compressor.compress(body)
-        self._cost.pack_s = time.monotonic() - began_s
-        self._worked_s += time.thread_time() - worked_s
+        self._cost.pack_s = time.thread_time() - worked_s
+        self._worked_s += self._cost.pack_s
         return packed if len(packed) < len(body) else None
 
     def sent(self, wire_bytes: int, limited_s: float) -> None:

@@ -6,10 +6,8 @@ import asyncio
 import os
 import time
 
-import msgspec
 import pytest
 
-from architect.model.compression import Compression
 from architect.silo.memory_role import MemoryRole
 from architect.silo.rate_limit import BURST_S
 from tests.host.memory_rig import ADDRESS, cut_over, pair, rig
@@ -115,8 +113,7 @@ def test_pages_of_all_streams_and_the_disk_together_keep_to_the_bandwidth() -> N
         asyncio.run(move())
 
 
-@pytest.mark.parametrize("wish", Compression)
-def test_memory_and_disk_that_shrink_are_compressed_where_the_link_is_slow(wish: Compression) -> None:
+def test_memory_and_disk_that_shrink_are_compressed_where_the_link_is_slow() -> None:
     text = b"a page of a guest that shrinks on its way, and comes out as it was\n" * 400_000
 
     async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -131,8 +128,7 @@ def test_memory_and_disk_that_shrink_are_compressed_where_the_link_is_slow(wish:
         os.close(memfd)
         target = await made.host("beta", MemoryRole.INCOMING)
         endpoint = await target.memory.open_target("secret", ADDRESS)
-        options = made.source_options(endpoint.port, "secret", bandwidth_bytes_s=20 << 20)
-        await source.memory.open_source(msgspec.structs.replace(options, compression=wish))
+        await source.memory.open_source(made.source_options(endpoint.port, "secret", bandwidth_bytes_s=20 << 20))
         server = await asyncio.start_unix_server(swallow, made.folder / "server.sock")
         await target.memory.tunnel_connect("disk", str(made.folder / "server.sock"))
         await source.memory.tunnel_listen("disk", str(made.folder / "client.sock"))
@@ -142,13 +138,13 @@ def test_memory_and_disk_that_shrink_are_compressed_where_the_link_is_slow(wish:
         writer.write_eof()
         assert await reader.read() == b""
         writer.close()
-        cut = await cut_over(source, target, postcopy=False)
+        cut = await source.memory.cut(postcopy=False)
+        await target.memory.apply_cut(cut.root, postcopy=False)
         assert cut.root == await source.memory.full_hash() == await target.memory.full_hash()
         assert b"".join(came) == text
         tunnel = await source.memory.tunnel_close("disk")
-        for saved in (bulk.bytes_saved, tunnel.saved):
-            assert (saved > len(text) / 2) is (wish is not Compression.OFF) and (saved > 0) is (wish is not Compression.OFF)
-        assert bulk.bytes_sent + bulk.bytes_saved >= len(text) - 8192 and tunnel.sent == len(text)
+        assert min(bulk.bytes_saved, tunnel.saved) > len(text) / 2, (bulk, tunnel)
+        assert bulk.bytes_sent + bulk.bytes_saved >= len(text) and tunnel.sent == len(text)
         server.close()
         await source.memory.close()
         await target.memory.close()

@@ -38,11 +38,15 @@ class DiskArrival:
     """One disk that comes.
 
     :param vm: how errors name it.
+    :param source: the host that has what has not arrived.
     :param connect: a new connection to what the source offers; closed here.
     """
 
-    def __init__(self, vm: str, machine: Machine, connect: Callable[[], Awaitable[socket.socket]], clock: Clock) -> None:
+    def __init__(
+        self, vm: str, source: str, machine: Machine, connect: Callable[[], Awaitable[socket.socket]], clock: Clock
+    ) -> None:
         self._vm = vm
+        self._source = source
         self._machine = machine
         self._connect = connect
         self._clock = clock
@@ -67,9 +71,7 @@ class DiskArrival:
             while not (await asyncio.wait((completing,), timeout=STREAM_LOOK_S))[0]:
                 match await stream_trouble(self._machine):
                     case StreamTrouble.BROKEN:
-                        raise self._lost(
-                            "the connection to the source broke before all of it had arrived", "see the source's agent"
-                        )
+                        raise self._lost("the connection broke before all of it had arrived")
                     case StreamTrouble.STOPPED:
                         await resume_stream(self._machine)
             await completing
@@ -93,7 +95,8 @@ class DiskArrival:
             except ArchitectError as again:
                 error = again
             await self._clock.sleep(RETRY_S)
-        raise self._lost(error.cause, error.next_step) from error
+        raise self._lost(f"tried for {SOURCE_SILENCE_S:g} s, at last: {error.cause}") from error
 
-    def _lost(self, cause: str, next_step: str) -> LostError:
-        return LostError(f"disk of vm {self._vm}", cause, next_step)
+    def _lost(self, cause: str) -> LostError:
+        where = f"blocks of it are still at host {self._source} and cannot be had"
+        return LostError(f"disk of vm {self._vm}", f"{where} ({cause})", f"see host {self._source}")

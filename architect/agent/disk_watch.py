@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from architect.drafter.machine import Machine
 from architect.drafter.machine_event import DiskFailed
@@ -27,26 +27,37 @@ class DiskWatch:
     """Watches over one machine's disk until `run` is cancelled.
 
     :param host: how reasons name it.
+    :param elsewhere: the host at which blocks of the disk still are, and how it stands with that; "" if all are here.
     :param may_resume: whether nobody else has the guest stand still.
     :param changed: called when `reason` has changed.
     """
 
     def __init__(
-        self, host: str, machine: Machine, clock: Clock, may_resume: Callable[[], bool], changed: Callable[[], None]
+        self,
+        host: str,
+        machine: Machine,
+        clock: Clock,
+        elsewhere: Callable[[], Awaitable[str]],
+        may_resume: Callable[[], bool],
+        changed: Callable[[], None],
     ) -> None:
         self.reason = ""
         self._host = host
         self._machine = machine
         self._clock = clock
+        self._elsewhere = elsewhere
         self._may_resume = may_resume
         self._changed = changed
+        self._failure = ""
         self._stopped = asyncio.Event()
 
     def failed(self, event: DiskFailed) -> None:
         """QEMU says that a request has failed."""
-        if event.stopped:
-            cause = "is full" if event.no_space else f"failed a {event.operation} ({event.reason})"
-            self._stop(f"the disk of host {self._host} {cause}")
+        if event.stopped and event.no_space:
+            self._stop(f"the disk of host {self._host} is full")
+        elif event.stopped:
+            self._failure = f"failed a {event.operation} ({event.reason})"
+            self._stopped.set()
 
     def _stop(self, reason: str) -> None:
         self._stopped.set()
@@ -55,21 +66,38 @@ class DiskWatch:
             self.reason = reason
             self._changed()
 
+    async def _explain(self, failure: str) -> None:
+        """QEMU names the disk as a whole; whose part of it failed is another question."""
+        try:
+            elsewhere = await self._elsewhere()
+        except ArchitectError as error:
+            _log.warning("%s: its disk is not known: %s", self._machine.name, error)
+            self._stop(f"its disk {failure}")
+            return
+        if elsewhere:
+            self._stop(f"its disk {failure}: blocks of it are still at {elsewhere}")
+        else:
+            self._stop(f"the disk of host {self._host} {failure}")
+
     async def run(self) -> None:
         """Let the guest go on, each time it was stopped, when its disk does. Never returns."""
         try:
             if await self._machine.status() == FAILED:
-                self._stop(f"the disk of host {self._host} failed while no agent watched")
+                await self._explain("failed while no agent watched")
         except ArchitectError as error:
             _log.warning("%s: its state is not known: %s", self._machine.name, error)
         while True:
             await self._stopped.wait()
+            failure, self._failure = self._failure, ""
+            if failure:
+                await self._explain(failure)
             await self._clock.sleep(TRY_EVERY_S)
             if self._may_resume():
                 await self._try()
 
     async def _try(self) -> None:
         self._stopped.clear()
+        self._failure = ""
         try:
             await self._machine.resume()
             if not self._may_resume():

@@ -21,6 +21,7 @@ from architect.agent.log_store import LogStore
 from architect.agent.memory_watch import MemoryEvents, keep_memory
 from architect.agent.vm_parts import VmParts, destroy_parts
 from architect.agent.vm_record import VmFolder, VmPhase, VmRecord
+from architect.drafter.disk_postcopy import RemoteState, remote_state
 from architect.drafter.machine_event import DiskFailed, MachineEnded
 from architect.errors import ArchitectError, ConflictError, HostError, InternalError
 from architect.model.sizes import MIB, round_up
@@ -167,9 +168,13 @@ class HostedVm:
         self.parts = parts
         self.guest = GuestSession(self.spec, parts.machine.channel_path, self.log, fresh=fresh)
         config, machine, clock = self.host.config, parts.machine, self.host.clock
-        self.disk = DiskWatch(config.name, machine, clock, self._may_resume, self.host.changed)
+        self.disk = DiskWatch(config.name, machine, clock, self._blocks_elsewhere, self._may_resume, self.host.changed)
         self._watching = group.create_task(self._watch(parts, self.guest, self.disk))
         self.keep_memory(group, parts)
+
+    async def _blocks_elsewhere(self) -> str:
+        state = RemoteState.NONE if self.parts is None else await remote_state(self.parts.machine)
+        return "" if state is RemoteState.NONE else f"host {self.record.peer} ({state})"
 
     def _may_resume(self) -> bool:
         return self.record.phase is VmPhase.RUNNING and not self.paused_because

@@ -90,6 +90,10 @@ class SourceMachine:
         """As the port says."""
         return await parts_of(self._vm).machine.save_device_state()
 
+    async def what_ended(self) -> str:
+        """As the port says."""
+        return self._vm.what_ended()
+
     async def destroy(self) -> None:
         """As the port says."""
         await self._vm.destroy()

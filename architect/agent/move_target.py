@@ -19,7 +19,7 @@ from architect.drafter.disk_export import start_incoming_export, stop_incoming_e
 from architect.drafter.disk_postcopy import attach_remote
 from architect.drafter.overlay import create_overlay
 from architect.drafter.qmp import QmpRefusedError
-from architect.errors import ArchitectError, HostError, IncompatibleError, UnavailableError
+from architect.errors import ArchitectError, HostError, IncompatibleError, LostError, UnavailableError
 from architect.migration.source_actions import POSTCOPY_TUNNEL
 from architect.migration.target_ports import MemoryListener, NeverRanError
 from architect.model.handover_span import Span
@@ -86,7 +86,7 @@ class TargetMachine:
         """
         folder, was_halted = self._vm.folder, self._is_certainly_halted()
         if not self._is_alive() and was_halted:
-            raise self._never_ran("its QEMU ended")
+            raise self._never_ran(self._vm.what_ended() or "its QEMU ended")
         self._is_ours = True
         machine = parts_of(self._vm).machine
         folder.halted.unlink(missing_ok=True)
@@ -117,7 +117,8 @@ class TargetMachine:
     async def wait_disk_present(self) -> None:
         """As the port says. It asks QEMU: an agent before us may have attached the disk."""
         name, machine = self._vm.record.request.name, parts_of(self._vm).machine
-        await DiskArrival(name, machine, self._connect_disk, self._host.clock).wait_present()
+        source = self._vm.record.peer
+        await DiskArrival(name, source, machine, self._connect_disk, self._host.clock).wait_present()
         self._close_remote()
 
     async def _connect_disk(self) -> socket.socket:
@@ -135,6 +136,10 @@ class TargetMachine:
         """As the port says."""
         if self._vm.guest is not None:
             await self._vm.guest.channel.set_clock()
+
+    async def what_ended(self) -> str:
+        """As the port says."""
+        return self._vm.what_ended()
 
     async def destroy(self) -> None:
         """As the port says. Of a VM that was ours, and is lost, record and output stay for its owner to see."""
@@ -188,6 +193,9 @@ class TargetMemory:
                 if not memory.is_closed:
                     raise
                 await wait_replaced(self._vm.record.request.name, parts, memory)
+            except LostError as error:
+                name, source = self._vm.record.request.name, self._vm.record.peer
+                raise LostError(f"memory of vm {name}", f"of host {source}: {error.cause}", f"see host {source}") from error
 
     async def abort_target(self) -> None:
         """As the port says."""

@@ -108,6 +108,7 @@ class Moves:
             raise ConflictError(f"vm {vm.record.request.name}", "has just ended or is being found again", "try again in a moment")
         await self.target.let_go(request.vm)  # or it would steer back, by the same term
         term = await self._newest_term(vm)
+        await vm.move_begins()
         vm.note(term=term, phase=VmPhase.OUTGOING, migration=request.migration, peer=request.target.name)
         # From now on the target may give back what it holds, however far the move comes.
         self._host.datapath.set_local(vm.record.request.vni, request.target.address)

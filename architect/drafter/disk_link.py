@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 from typing import Any
 
@@ -54,6 +55,14 @@ class DiskLinks:
         if (sock := self._sockets.pop(name, None)) is not None:
             with contextlib.suppress(OSError), sock:
                 sock.shutdown(socket.SHUT_RDWR)
+
+    def is_broken(self, name: str) -> bool | None:
+        """Whether the link has ended; None: this agent has not opened one of that name, or has cut it."""
+        if (sock := self._sockets.get(name)) is None:
+            return None
+        poll = select.poll()
+        poll.register(sock, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """Let go of all links, which live on in QEMU. Idempotent."""

@@ -42,6 +42,15 @@ class StreamTrouble(StrEnum):
     STOPPED = "it was stopped, most likely by the host's full disk; it may be told to go on"
 
 
+class RemoteState(StrEnum):
+    """Whether the disk still needs the source, and can reach it."""
+
+    NONE = "all blocks are here"
+    CONNECTED = "the connection there stands"
+    BROKEN = "the connection there is broken"
+    UNKNOWN = "whether the connection there stands is not known yet"
+
+
 async def attach_remote(machine: Machine, connection: int, fresh_overlay: Path) -> None:
     """Put a fresh overlay over the source's frozen one under the disk of a target that has not resumed.
 
@@ -98,6 +107,16 @@ async def reattach_remote(machine: Machine, connection: int) -> None:
         raise
     for name in present:
         await _remove_remote(machine, name)
+
+
+async def remote_state(machine: Machine) -> RemoteState:
+    """How it stands with the blocks that are still at the source."""
+    present = _remotes(await nodes_by_name(machine.qmp))
+    if not present:
+        return RemoteState.NONE
+    newest = max(present, key=lambda name: present[name])
+    is_broken = machine.disk_links.is_broken(_file(newest))
+    return RemoteState.UNKNOWN if is_broken is None else RemoteState.BROKEN if is_broken else RemoteState.CONNECTED
 
 
 async def start_stream(machine: Machine, *, speed_bytes_s: int = 0) -> None:

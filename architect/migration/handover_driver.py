@@ -75,6 +75,7 @@ class HandoverDriver:
         self._actions: SourceActions | None = None
         self._unwanted = ""
         self._given_up = asyncio.Event()
+        self._ended_by_itself = ""
 
     async def run(self) -> HandoverOutcome:
         """Move the VM; returns when the handover has ended, whichever way.
@@ -123,8 +124,22 @@ class HandoverDriver:
             with self._figures.step(self._step_name()):
                 event = await self._perform_step(actions, link)
             self._state = advance(self._state, event, self._clock.monotonic_s())
+            if self._state.step.is_terminal and self._state.code:
+                await self._name_the_cause(actions)
             if self._state.step not in STANDING:  # making and sending a report would be a part of the pause
                 self._on_report(self._figures.report(self._state))
+
+    async def _name_the_cause(self, actions: SourceActions) -> None:
+        """Processes of the VM that have ended by themselves are why the move failed, whatever errors that has made elsewhere."""
+        if self._state.step is SourceStep.FAILED:  # it may have been known a moment after what it did
+            await self._look_what_ended()
+        if cause := self._ended_by_itself or actions.ended_at_target:
+            self._notes.append(self._state.reason)
+            self._state = msgspec.structs.replace(self._state, reason=cause)
+
+    async def _look_what_ended(self) -> None:
+        if not self._ended_by_itself:
+            self._ended_by_itself = await self._handover.ports.machine.what_ended()
 
     async def _undo_on_cancel(self, actions: SourceActions, link: PeerLink) -> None:
         if self._state.step.is_terminal or Effect.CUT_SENT in self._state.effects:
@@ -161,6 +176,7 @@ class HandoverDriver:
                     task.cancel()
         except BaseExceptionGroup as errors:
             failure = _failure(errors)
+            await self._look_what_ended()
             return Failed(HandoverError.code, self._unwanted) if errors.subgroup(_GivenUpError) is not None else failure
         for event in results:
             if isinstance(event, Measured):

@@ -56,7 +56,7 @@ from architect.wire.migration_messages import (
 
 class SourceActions:
     """Performs the actions of one handover, and keeps what passes from one to the next. `deadline_at_s` may change while it does;
-    `on_progress` is called when a long action has news."""
+    `on_progress` is called when a long action has news; `ended_at_target`: what the target says has ended there by itself."""
 
     def __init__(
         self, plan: HandoverPlan, ports: SourcePorts, link: PeerLink, clock: Clock, figures: HandoverFigures, writer: str
@@ -79,6 +79,7 @@ class SourceActions:
         self._is_limited = plan.bandwidth is not None
         self._table = self._make_table()
         self.deadline_at_s = plan.deadline_at_s
+        self.ended_at_target = ""
         self.on_progress: Callable[[], None] = lambda: None
 
     async def perform(self, action: Action, state: SourceState) -> SourceEvent | None:
@@ -375,6 +376,7 @@ class SourceActions:
         try:
             await self._link.connect()
             status = await self._link.ask(Abort(self._plan.migration, state.reason), TargetStatus)
+            self.ended_at_target = status.ended
         except ArchitectError as error:
             if error.code != "not-found":
                 raise

@@ -59,6 +59,10 @@ class SourceMachinePort(Protocol):
         """The stopped machine's device state."""
         ...
 
+    async def what_ended(self) -> str:
+        """Which processes of the VM here have ended by themselves since the move began, and how; "" if none has. At once."""
+        ...
+
     async def destroy(self) -> None:
         """End the machine and delete all that this host has of it: QEMU, memory process, tap, tunnel, disk, files."""
         ...

@@ -64,6 +64,10 @@ class TargetMachinePort(Protocol):
         """As at the source."""
         ...
 
+    async def what_ended(self) -> str:
+        """As at the source."""
+        ...
+
     async def destroy(self) -> None:
         """As at the source; gives the reservation back, too."""
         ...

@@ -69,6 +69,7 @@ class TargetSession:
         self._lock = asyncio.Lock()
         self._device_state = b""
         self._log_tail = b""
+        self._ended_by_itself = ""
         self._resume_time_s = 0.0
         self._resumed_at_s = 0.0
         self._spans = SpanRecorder(setting.clock, Side.TARGET)
@@ -105,7 +106,7 @@ class TargetSession:
 
     def status(self) -> TargetStatus:
         """How it stands, for the source."""
-        return TargetStatus(self._state.outside, self._state.reason, self._resume_time_s)
+        return TargetStatus(self._state.outside, self._state.reason, self._resume_time_s, self._ended_by_itself)
 
     async def base_part(self, offset: int, data: bytes) -> None:
         """Store a part of the base disk."""
@@ -178,6 +179,7 @@ class TargetSession:
     async def abort(self, reason: str) -> None:
         """Give up if it is not too late; returns when it is known how it ended, or in `POSTCOPY` at once."""
         self._asked_to_abort.set()
+        await self._look_what_ended()  # before undoing ends the rest
         reason = self._with_shortage(reason)
         if self._state.step in (TargetStep.RESERVED, TargetStep.STARTED):
             async with self._lock:
@@ -254,13 +256,20 @@ class TargetSession:
                     for action in actions_of(state):
                         group.create_task(one(action))
         except* ArchitectError as errors:
+            await self._look_what_ended()
             failed = _failed(errors)
-            results = [Failed(failed.code, self._with_shortage(failed.reason))]
+            results = [Failed(failed.code, self._ended_by_itself or self._with_shortage(failed.reason))]
         except* Exception as errors:
             results = [Failed(InternalError.code, f"{errors.exceptions[0]!r}")]
         # An abort that came meanwhile has moved the state on already; what was performed is undone with the rest.
         if self._state is state:
             self._state = advance(state, next((event for event in results if event is not None), Performed()))
+
+    async def _look_what_ended(self) -> None:
+        if self._ended_by_itself or self._state.step is TargetStep.UNDO:
+            return  # what undoing ends has not ended by itself
+        if ended := await self._ports.machine.what_ended():
+            self._ended_by_itself = self._with_shortage(ended)
 
     async def _pass_gate(self, step: TargetStep) -> None:
         if self._ports.gate is not None:

@@ -217,7 +217,7 @@ class TargetSession:
                     return self._root
                 now_s = time.monotonic()
                 if not self._data and now_s - self._lost_since_s > LOST_AFTER_S:
-                    raise self._lost(f"the source is gone for {LOST_AFTER_S:.0f} s")
+                    raise self._lost(f"the source has not been reached for {LOST_AFTER_S:.0f} s")
                 if now_s > deadline_s:
                     raise self._lost(f"not all has arrived in {timeout_s:.0f} s")
                 self._changed.wait(_TICK_S)

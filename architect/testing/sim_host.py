@@ -137,7 +137,7 @@ class SimHost:
         qemu = self.qemus.get(vm)
         if qemu is None or qemu.status is QemuStatus.DEAD:
             return
-        self._excuse(vm, "QEMU was killed")
+        self._excuse(vm, "QEMU was killed", may_be_needed=False)
         qemu.die()
         if self.agent is not None:
             self.agent.machine_ended(vm)
@@ -169,15 +169,16 @@ class SimHost:
         for memory in self.memories.values():
             memory.vanish()
 
-    def _excuse(self, vm: VmId, why: str) -> None:
-        """What ends here may lose the VM only if the VM is here, or may be in an instant, or still needs what is here."""
+    def _excuse(self, vm: VmId, why: str, *, may_be_needed: bool = True) -> None:
+        """What ends here may lose the VM only if the VM is here, or may be in an instant, or still needs what is here: a target
+        that fills needs the source's memory process, and not its QEMU."""
         qemu, memory, newest = self.qemus.get(vm), self.memories.get(vm), self.ownership.newest(vm)
         owns = newest is not None and newest.host == self.name
         is_loaded = qemu is not None and qemu.status is QemuStatus.INCOMING and qemu.counter >= 0
         serves = (qemu is not None and qemu.disk_is_frozen) or (memory is not None and memory.is_serving())
         # Here a memory process that replaces a killed one does not go on with its session, as the real one does.
         lacks_pages = memory is not None and len(memory.valid) < memory.vm.page_count
-        if owns or is_loaded or serves or lacks_pages:
+        if owns or is_loaded or (may_be_needed and (serves or lacks_pages)):
             self.world.judge.excuse(vm, f"{why} at {self.name}")
 
     def accept(self, end: SimEnd, source: str) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from architect.errors import HostError, PeerError
 from architect.migration import MemoryCut, MemoryProgress, MirrorProgress, RoundStats
 from architect.model.ids import MigrationId, VmId
-from architect.testing.sim_machine import SimMirror, SimQemu
+from architect.testing.sim_machine import QemuStatus, SimMirror, SimQemu
 from architect.testing.sim_memory import SimMemory
 from architect.testing.sim_world import gone
 
@@ -114,6 +114,11 @@ class SimHooks(SimPart):
     async def sync_clock(self) -> None:
         """As the port says."""
         await self.call("sync-clock", lambda: self.qemu().check())
+
+    async def what_ended(self) -> str:
+        """As the port says."""
+        qemu = self.host.qemus.get(self.vm)
+        return f"QEMU of vm {self.vm} on host {self.host.name} ended" if qemu is not None and qemu.status is QemuStatus.DEAD else ""
 
     async def destroy(self) -> None:
         """As the port says."""

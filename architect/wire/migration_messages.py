@@ -198,11 +198,12 @@ class AskStatus(_Message, frozen=True):
 
 
 class TargetStatus(_Message, frozen=True):
-    """How a handover stands at the target."""
+    """How a handover stands at the target. `ended` names processes of the VM that have ended there by themselves, and how."""
 
     state: HandoverState
     reason: str = ""
     resume_time_s: float = 0.0
+    ended: str = ""
 
 
 class Accepted(_Message, frozen=True):

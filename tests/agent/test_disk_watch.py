@@ -26,10 +26,16 @@ class _Machine:
         self.is_full = False
         self.is_silent = False
         self.tries = 0
+        self.blocks_at = ""
         self.watch: DiskWatch | None = None
 
     async def status(self) -> str:
         return self.state
+
+    async def elsewhere(self) -> str:
+        if self.is_silent:
+            raise UnavailableError("QEMU", "does not answer", "see its log")
+        return self.blocks_at
 
     async def resume(self) -> float:
         self.tries += 1
@@ -50,8 +56,9 @@ def _play(test: Callable[[_Machine, DiskWatch, list[str], dict[str, bool]], Awai
     async def main(loop: VirtualLoop) -> None:
         machine, told, may = _Machine(), cast("list[str]", []), {"resume": True}
         machine.state = state
+        clock = VirtualClock(loop, 0.0)
         watch = DiskWatch(
-            "aws-1", cast("Any", machine), VirtualClock(loop, 0.0), lambda: may["resume"], lambda: told.append(watch.reason)
+            "aws-1", cast("Any", machine), clock, machine.elsewhere, lambda: may["resume"], lambda: told.append(watch.reason)
         )
         machine.watch = watch
         running = asyncio.create_task(watch.run())
@@ -99,7 +106,7 @@ def test_a_guest_that_somebody_else_has_stand_still_is_left_alone() -> None:
 
 def test_a_guest_that_was_stopped_while_no_agent_watched_goes_on_too() -> None:
     async def test(machine: _Machine, watch: DiskWatch, _: list[str], __: dict[str, bool]) -> None:
-        assert "while no agent watched" in watch.reason
+        assert watch.reason == "the disk of host aws-1 failed while no agent watched"
         await asyncio.sleep(2 * TRY_EVERY_S)
         assert (machine.state, watch.reason) == ("running", "")
 
@@ -113,10 +120,26 @@ def test_an_error_that_did_not_stop_the_guest_is_none_of_ours_and_a_silent_qemu_
         assert (machine.tries, told) == (0, [])
         machine.is_silent = True
         watch.failed(DiskFailed(0.0, "disk", "read", True, False, "I/O error"))
-        assert watch.reason == "the disk of host aws-1 failed a read (I/O error)"
         await asyncio.sleep(3 * TRY_EVERY_S)
+        assert watch.reason == "its disk failed a read (I/O error)", "of which host is not known"
         machine.is_silent = False
         await asyncio.sleep(2 * TRY_EVERY_S)
         assert (machine.tries > 2, watch.reason) == (True, "")
+
+    _play(test)
+
+
+def test_a_block_that_is_still_at_the_source_is_no_fault_of_the_disk_here() -> None:
+    async def test(machine: _Machine, watch: DiskWatch, told: list[str], _: dict[str, bool]) -> None:
+        machine.blocks_at = "host gcp-1 (the connection there is broken)"
+        watch.failed(DiskFailed(0.0, "disk", "read", True, False, "I/O error"))
+        await asyncio.sleep(TRY_EVERY_S / 2)
+        where = "blocks of it are still at host gcp-1 (the connection there is broken)"
+        assert watch.reason == f"its disk failed a read (I/O error): {where}"
+        await asyncio.sleep(2 * TRY_EVERY_S)
+        machine.blocks_at = ""
+        watch.failed(DiskFailed(0.0, "disk", "write", True, False, "I/O error"))
+        await asyncio.sleep(2 * TRY_EVERY_S)
+        assert told[-2:] == ["the disk of host aws-1 failed a write (I/O error)", ""]
 
     _play(test)

@@ -24,7 +24,7 @@ from tests.host.fabric_rig import FabricRig
 from tests.host.fault_leaks import find_leaks
 from tests.host.fault_rig import FaultRig, Move, MoveInside, is_inside
 from tests.host.fault_strikes import LASTS_S, UNTIL_ENDED, Scene, agents_reset, strike
-from tests.host.fault_table import BROKEN_AT, KILLED_AT, Column, Need, Outcome, Stage, Victim, expected
+from tests.host.fault_table import BROKEN_AT, KILLED_AT, NAMED, Column, Need, Outcome, Stage, Victim, expected
 from tests.host.witness import Witness, WitnessError
 
 HOSTS = ("aws-1", "gcp-1")
@@ -299,6 +299,7 @@ class _Batch:
                 raise AssertionError(f"{outcome!r}, expected {' or '.join(sorted(allowed))}")
             assert status >= 0, words
             self._check_truth(vm, Outcome(outcome), status, words)
+            self._check_reason(victim, column, vm, Outcome(outcome))
         except (AssertionError, OSError) as error:
             fault = str(error)
         silence_s = vm.witness.gap_s
@@ -337,7 +338,7 @@ class _Batch:
     def _check_truth(self, vm: FleetVm, outcome: Outcome, status: int, words: str) -> None:
         """Command, record, events, log and output say what has happened."""
         found = self._faults.read(f"vms/{vm.name}")
-        move = max((move for move in self._faults.read("migrations") if move["vm"] == vm.name), key=lambda move: move["started_at"])
+        move = self._last_move(vm)
         said = f"exit {status}, move {move['state']} ({move['reason']}), vm {found['state']} ({found['reason']})"
         kinds = [
             e["kind"] for e in self._faults.read_lines("events") if e["migration"] == move["id"] and e["kind"] != "migration-state"
@@ -359,6 +360,19 @@ class _Batch:
         if outcome is not Outcome.LOST:
             self._check_log(vm, found)
             self._check_output(vm)
+
+    def _check_reason(self, victim: Victim, column: Column, vm: FleetVm, outcome: Outcome) -> None:
+        """Who was killed is the reason, whoever noticed it."""
+        if victim not in NAMED or outcome is Outcome.AT_TARGET or column.need in KILLED_AT:
+            return
+        what, is_at_source = NAMED[victim]
+        found = self._last_move(vm) if outcome is Outcome.AT_SOURCE else self._faults.read(f"vms/{vm.name}")
+        host = self._scene.source if is_at_source else self._scene.target
+        assert f"{what} of vm {vm.name} on host {host} was killed by signal 9" in found["reason"], found["reason"]
+
+    def _last_move(self, vm: FleetVm) -> Any:
+        moves = (move for move in self._faults.read("migrations") if move["vm"] == vm.name)
+        return max(moves, key=lambda move: str(move["started_at"]))
 
     def _check_log(self, vm: FleetVm, found: Any) -> None:
         folder = StateFolder(self._fleet.rig.state_dir).ownership / vm.id

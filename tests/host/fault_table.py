@@ -224,6 +224,14 @@ TOGETHER = {
 }
 """Victims that belong to one VM, so that several can be struck at once."""
 
+NAMED = {
+    Victim.SOURCE_QEMU: ("QEMU", True),
+    Victim.TARGET_QEMU: ("QEMU", False),
+    Victim.SOURCE_MEMORY: ("the memory process", True),
+    Victim.TARGET_MEMORY: ("the memory process", False),
+}
+"""Victims whose end is the reason of what comes of it, in these words; and whether they are at the source."""
+
 PARTS = (
     (Stage.OPENING, Stage.STARTING, Stage.COPYING),
     (Stage.STOPPED, Stage.TAKING, Stage.UNDOING),

@@ -297,13 +297,54 @@ def test_what_a_target_lacks_is_a_part_of_the_reason_once(monkeypatch: pytest.Mo
 def test_a_vm_that_still_fills_cannot_move_on() -> None:
     async def test(fabric: Fabric) -> None:
         first = asyncio.create_task(fabric.ask(fabric.request(1, mode=MigrationMode.POSTCOPY)))
-        for _ in range(10_000):
-            if any(copy.host.name == "h2" for copy in fabric.vm.running()):
-                break
-            await asyncio.sleep(0.0005)
+        await _fills(fabric)
         with pytest.raises(ConflictError, match="still arriving"):
             await fabric.target().let_go(VM)
         await first
+
+    play(test)
+
+
+async def _fills(fabric: Fabric) -> None:
+    """Until the VM runs at the target."""
+    for _ in range(10_000):
+        if any(copy.host.name == "h2" for copy in fabric.vm.running()):
+            return
+        await asyncio.sleep(0.0005)
+    raise AssertionError("the VM does not come to run at h2")
+
+
+@pytest.mark.parametrize("agent_dies_too", [False, True])
+def test_a_post_copy_whose_source_loses_its_qemu_ends_well(agent_dies_too: bool) -> None:
+    async def test(fabric: Fabric) -> None:
+        source = fabric.hosts["h1"]
+        moving = asyncio.create_task(fabric.ask(fabric.request(1, mode=MigrationMode.POSTCOPY)))
+        await _fills(fabric)
+        source.kill_qemu(VM)
+        if agent_dies_too:
+            source.kill_agent("with its QEMU")
+            with pytest.raises(ArchitectError, match="ask again"):
+                await moving
+            while len(fabric.vm.copies) > 1 and VM in source.qemus:  # noqa: ASYNC110 nothing else tells that it is over
+                await asyncio.sleep(0.1)
+        else:
+            report = await moving
+            assert (report.state, report.reason) == (HandoverState.DONE, "")
+        assert [copy.host.name for copy in fabric.vm.running()] == ["h2"]
+
+    play(test)
+
+
+@pytest.mark.parametrize(("host", "point"), [("h1", "memory.bulk"), ("h2", "memory.bulk"), ("h2", "disk.stop-export")])
+def test_a_move_that_fails_because_a_qemu_has_ended_says_so_and_not_what_that_has_made(host: str, point: str) -> None:
+    async def test(fabric: Fabric) -> None:
+        def kill_there(number: int, phase: str, process: object, name: str) -> None:
+            if name == point and phase == "before":
+                fabric.hosts[host].kill_qemu(VM)
+
+        fabric.world.on_call = kill_there
+        report = await fabric.ask(fabric.request(1))
+        assert (report.state, report.reason) == (HandoverState.FAILED, f"QEMU of vm {VM} on host {host} ended")
 
     play(test)
 

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from architect.runtime.processes import ProcessIdentity, command_line, processes_where
+from tests.host.rest_reader import PATIENCE_S, RestReader
 from tests.machine import Machine, machine
 
 ARCHITECT = Path(sys.executable).parent / "architect"
-PATIENCE_S = 90.0
+POLL_S = 0.1
 ResultT = TypeVar("ResultT")
 
 
@@ -34,6 +35,7 @@ class FabricRig:
     def __init__(self, place: Machine, state_dir: Path) -> None:
         self.machine = place
         self.state_dir = state_dir
+        self.rest = RestReader(state_dir)
         self.edge = ""
         self.outside = ""
 
@@ -70,12 +72,12 @@ class FabricRig:
         self.json("rm", "--force", name)
 
     def inspect(self, name: str) -> Any:
-        """`architect inspect`."""
-        return self.json("inspect", name)
+        """The VM as `architect inspect` prints it."""
+        return self.rest.read(f"vms/{name}")
 
     def log(self, name: str) -> str:
-        """`architect logs`."""
-        return self.command("logs", name).stdout
+        """The VM's output, as `architect logs` prints it."""
+        return self.rest.log(name)
 
     def wait(self, what: str, holds: Callable[[], bool], limit_s: float = PATIENCE_S) -> None:
         """Until it holds; fails with the fabric's logs if it does not."""
@@ -83,7 +85,7 @@ class FabricRig:
         while not holds():
             if time.monotonic() > end_s:
                 raise CommandFailedError(f"not within {limit_s} s: {what}\n{self.command('ps').stdout}\n{self.logs()}")
-            time.sleep(0.2)
+            time.sleep(POLL_S)
 
     def connect(self, port: int) -> socket.socket:
         """A TCP connection from the machine to a published port, once somebody listens there."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import http.client
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,7 +21,8 @@ from architect.clouds.local.layout import StateFolder
 from architect.errors import ArchitectError
 from architect.runtime.namespaces import namespace_path, run_in_namespace
 from architect.runtime.processes import ProcessIdentity, is_alive, processes_where
-from tests.host.fabric_rig import PATIENCE_S, CommandFailedError, FabricRig
+from tests.host.fabric_rig import CommandFailedError, FabricRig
+from tests.host.rest_reader import PATIENCE_S
 
 TICKS = (
     "--",
@@ -84,17 +82,6 @@ class MoveInside:
         return self._end
 
 
-class _RestConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("control", timeout=20)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-
 class FaultRig:
     """What tests do to a fabric."""
 
@@ -103,28 +90,11 @@ class FaultRig:
 
     def read(self, path: str) -> Any:
         """A document of the REST interface, over a restart of the control plane; None where there is none."""
-        answer = self._get(path)
-        return None if answer is None else json.loads(answer)
-
-    def _get(self, path: str) -> bytes | None:
-        end_s = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                with contextlib.closing(_RestConnection(self.rig.state_dir / "control.sock")) as connection:
-                    connection.request("GET", f"/v1/{path}")
-                    answer = connection.getresponse()
-                    return answer.read() if answer.status == 200 else None
-            except (OSError, http.client.HTTPException):
-                if time.monotonic() > end_s:
-                    raise
-                time.sleep(0.2)
+        return self.rig.rest.read(path)
 
     def read_lines(self, path: str) -> list[Any]:
         """The items of a stream of the REST interface, but for its end."""
-        with contextlib.closing(_RestConnection(self.rig.state_dir / "control.sock")) as connection:
-            connection.request("GET", f"/v1/{path}")
-            items = [json.loads(line) for line in connection.getresponse().read().splitlines() if line.strip()]
-        return [item for item in items if "result" not in item]
+        return self.rig.rest.read_lines(path)
 
     def begin_move(self, name: str, to: str, *words: str) -> Move:
         """`architect migrate`, begun."""
@@ -136,10 +106,8 @@ class FaultRig:
 
     def remove(self, name: str) -> None:
         """`architect rm --force`, without the start of a process."""
-        with contextlib.closing(_RestConnection(self.rig.state_dir / "control.sock")) as connection:
-            connection.request("DELETE", f"/v1/vms/{name}?force=true")
-            answer = connection.getresponse()
-            assert answer.status == 200, answer.read()
+        status, answer = self.rig.rest.ask("DELETE", f"vms/{name}?force=true")
+        assert status == 200, answer
 
     def state(self, name: str) -> str:
         """The VM's state."""
@@ -190,9 +158,7 @@ class FaultRig:
 
     def open_host(self, host: str) -> None:
         """The host takes VMs again."""
-        with contextlib.closing(_RestConnection(self.rig.state_dir / "control.sock")) as connection:
-            connection.request("POST", f"/v1/hosts/{host}/open")
-            assert connection.getresponse().status == 200
+        assert self.rig.rest.ask("POST", f"hosts/{host}/open")[0] == 200
 
     # processes
 
@@ -330,10 +296,8 @@ class FaultRig:
     # what must hold afterwards
 
     def ticks(self, name: str) -> list[int]:
-        """The numbers that the VM's program has printed. Asked often: not by a command, which costs a Python each time."""
-        parts = [json.loads(line) for line in (self._get(f"vms/{name}/logs") or b"").splitlines() if line]
-        said = b"".join(base64.b64decode(part["data"]) for part in parts if "data" in part)
-        return [int(word) for word in re.findall(rb"^tick (\d+)$", said, re.MULTILINE)]
+        """The numbers that the VM's program has printed."""
+        return [int(word) for word in re.findall(r"^tick (\d+)$", self.rig.log(name), re.MULTILINE)]
 
     def assert_lives(self, name: str, vm: str) -> str:
         """Exactly one copy runs, nothing that it said is lost or doubled, and its port answers; returns its host."""

@@ -50,8 +50,8 @@ def test_a_vm_runs_its_image_and_ends_with_its_exit_code(rig: FabricRig, busybox
     vm = rig.run(busybox, "short", "--env", "WORD=hello", "--", "-c", "echo $WORD from $(hostname); sleep 1; exit 7")
     assert vm["state"] in ("running", "exited")
     rig.wait("it exits", lambda: rig.inspect("short")["state"] == "exited")
-    assert rig.inspect("short")["exit_code"] == 7
-    assert rig.log("short") == "hello from short\n"
+    assert rig.json("inspect", "short")["exit_code"] == 7
+    assert rig.command("logs", "short").stdout == rig.log("short") == "hello from short\n"
     rig.remove("short")
     assert rig.command("inspect", "short").returncode == 3
 

@@ -146,7 +146,7 @@ async def _measure(options: Options, scratch: Path, runs: list[Run]) -> None:
 
 
 async def _round(commands: Fabric, link: int, number: int, runs: list[Run]) -> None:
-    for way in WAYS:
+    for way in WAYS if number % 2 else reversed(WAYS):  # so that each goes both ways between the hosts
         here, load = (await commands.inspect("slow"))["host"], os.getloadavg()[0]
         move = await _move(commands, next(host for host in HOSTS if host != here), way)
         figures = (move["total_s"], move["downtime_ms"], move["bytes_sent"], move["bytes_saved"], move["mode"])

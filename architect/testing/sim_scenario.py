@@ -62,7 +62,7 @@ class Fault(msgspec.Struct, frozen=True):
 
 class Move(msgspec.Struct, frozen=True):
     """One move that the control plane asks for; to the next or the one after the next host. One that failed is asked for again at
-    once, to the same host, `retries` times."""
+    once, to the same host, at most `retries` times and for some minutes."""
 
     hop: int
     mode: MigrationMode

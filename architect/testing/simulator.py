@@ -36,6 +36,7 @@ from architect.wire.agent_messages import HostFacts, MigrateVm, MigrationReport
 VM = VmId("vm-000000000001")
 BASE_BYTES = 300_000
 MOVE_S_MAX = 900.0
+RETRIED_FOR_S = 120.0
 SETTLE_S = 90.0
 RETRY_S = 0.1
 Sabotage = Callable[["Simulation"], None]
@@ -143,15 +144,17 @@ class Simulation:
         self.control.start(self._run_control)
 
     async def _run_control(self) -> None:
+        begun_s = self.loop.now_s
         while self.move_index < len(self.scenario.moves) and not self._is_gone():
             move = self.scenario.moves[self.move_index]
             has_failed = await self._move(move)
-            if has_failed and self.retry < move.retries:
+            if has_failed and self.retry < move.retries and self.loop.now_s - begun_s < RETRIED_FOR_S:
                 self.retry += 1
                 await asyncio.sleep(RETRY_S)
                 continue
             self.move_index, self.retry = self.move_index + 1, 0
             await asyncio.sleep(0.3)
+            begun_s = self.loop.now_s
         self.done.set()
 
     async def _move(self, move: Move) -> bool:

@@ -1,7 +1,6 @@
 """When to stop copying and switch: a pure decision after each round of memory, and at every look while a round runs.
 
-- `precopy` waits for disk and memory, and cuts when the dirty set fits the pause budget, stops shrinking, or rounds are used up;
-  it is given up, and the VM runs on, if the pause could be longer than a guest may stand (`pause_timeout_s`).
+- `precopy` waits for disk and memory, and cuts when the dirty set fits the pause budget, stops shrinking, or rounds are used up.
 - `auto` does so too, but goes post-copy when the pause would be longer than tolerable, when the disk is written faster than the
   link carries it, or when the notice says now.
 - `postcopy` cuts at once; memory and disk follow.
@@ -122,9 +121,6 @@ def _by_dirty_set(facts: CutFacts, limits: HandoverLimits) -> CutDecision:
         why = hot or f"{format_size(facts.bytes_left)} are written again in every round"
     else:
         return CutDecision(CutVerdict.ROUND, f"{format_size(facts.bytes_left)} would take {send_s * 1e3:.0f} ms of pause")
-    if facts.mode is MigrationMode.PRECOPY and (pause_s := facts.bytes_left / facts.link.low) > limits.pause_timeout_s:
-        longest = f"a pause may last {limits.pause_timeout_s:g} s, this one {pause_s:.0f} s"
-        return CutDecision(CutVerdict.REFUSE, f"pre-copy does not end: {why}; {longest}")
     postcopy = facts.mode is MigrationMode.AUTO and send_s > limits.pause_tolerable_s
     return CutDecision(CutVerdict.CUT, f"{why}; the pause would be {send_s * 1e3:.0f} ms", postcopy)
 

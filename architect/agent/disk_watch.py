@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from architect.drafter.disk_postcopy import RemoteState
 from architect.drafter.machine import Machine
 from architect.drafter.machine_event import DiskFailed
 from architect.errors import ArchitectError
@@ -27,7 +28,8 @@ class DiskWatch:
     """Watches over one machine's disk until `run` is cancelled.
 
     :param host: how reasons name it.
-    :param elsewhere: the host at which blocks of the disk still are, and how it stands with that; "" if all are here.
+    :param source: the host at which blocks of the disk may still be.
+    :param remote: how it stands with them.
     :param may_resume: whether nobody else has the guest stand still.
     :param changed: called when `reason` has changed.
     """
@@ -37,7 +39,8 @@ class DiskWatch:
         host: str,
         machine: Machine,
         clock: Clock,
-        elsewhere: Callable[[], Awaitable[str]],
+        source: Callable[[], str],
+        remote: Callable[[], Awaitable[RemoteState]],
         may_resume: Callable[[], bool],
         changed: Callable[[], None],
     ) -> None:
@@ -45,7 +48,8 @@ class DiskWatch:
         self._host = host
         self._machine = machine
         self._clock = clock
-        self._elsewhere = elsewhere
+        self._source = source
+        self._remote = remote
         self._may_resume = may_resume
         self._changed = changed
         self._failure = ""
@@ -69,13 +73,13 @@ class DiskWatch:
     async def _explain(self, failure: str) -> None:
         """QEMU names the disk as a whole; whose part of it failed is another question."""
         try:
-            elsewhere = await self._elsewhere()
+            state = await self._remote()
         except ArchitectError as error:
             _log.warning("%s: its disk is not known: %s", self._machine.name, error)
             self._stop(f"its disk {failure}")
             return
-        if elsewhere:
-            self._stop(f"its disk {failure}: blocks of it are still at {elsewhere}")
+        if state is not RemoteState.NONE:
+            self._stop(f"its disk {failure}: blocks of it are still at host {self._source()} ({state})")
         else:
             self._stop(f"the disk of host {self._host} {failure}")
 
@@ -92,8 +96,18 @@ class DiskWatch:
             if failure:
                 await self._explain(failure)
             await self._clock.sleep(TRY_EVERY_S)
-            if self._may_resume():
+            if self._may_resume() and not await self._is_out_of_reach():
                 await self._try()
+
+    async def _is_out_of_reach(self) -> bool:
+        """Whether a try could only fail, because the way to blocks that are elsewhere is broken: it is taken up first.
+
+        Not only for the trouble: QEMU 7.2 may answer a read that has failed twice, once it succeeds, with zeros that it never read.
+        """
+        try:
+            return (await self._remote()) is RemoteState.BROKEN
+        except ArchitectError:
+            return False
 
     async def _try(self) -> None:
         self._stopped.clear()

@@ -168,13 +168,14 @@ class HostedVm:
         self.parts = parts
         self.guest = GuestSession(self.spec, parts.machine.channel_path, self.log, fresh=fresh)
         config, machine, clock = self.host.config, parts.machine, self.host.clock
-        self.disk = DiskWatch(config.name, machine, clock, self._blocks_elsewhere, self._may_resume, self.host.changed)
+        self.disk = DiskWatch(
+            config.name, machine, clock, lambda: self.record.peer, self._remote_blocks, self._may_resume, self.host.changed
+        )
         self._watching = group.create_task(self._watch(parts, self.guest, self.disk))
         self.keep_memory(group, parts)
 
-    async def _blocks_elsewhere(self) -> str:
-        state = RemoteState.NONE if self.parts is None else await remote_state(self.parts.machine)
-        return "" if state is RemoteState.NONE else f"host {self.record.peer} ({state})"
+    async def _remote_blocks(self) -> RemoteState:
+        return RemoteState.NONE if self.parts is None else await remote_state(self.parts.machine)
 
     def _may_resume(self) -> bool:
         return self.record.phase is VmPhase.RUNNING and not self.paused_because

@@ -116,6 +116,8 @@ async def remote_state(machine: Machine) -> RemoteState:
         return RemoteState.NONE
     newest = max(present, key=lambda name: present[name])
     is_broken = machine.disk_links.is_broken(_file(newest))
+    if is_broken is None and await stream_trouble(machine) is StreamTrouble.BROKEN:
+        is_broken = True
     return RemoteState.UNKNOWN if is_broken is None else RemoteState.BROKEN if is_broken else RemoteState.CONNECTED
 
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from architect.agent.disk_watch import TRIED_FOR_S, TRY_EVERY_S, DiskWatch
+from architect.drafter.disk_postcopy import RemoteState
 from architect.drafter.machine_event import DiskFailed
 from architect.errors import UnavailableError
 from architect.testing.virtual_clock import VirtualClock, VirtualLoop, run_virtual
@@ -26,16 +27,16 @@ class _Machine:
         self.is_full = False
         self.is_silent = False
         self.tries = 0
-        self.blocks_at = ""
+        self.blocks = RemoteState.NONE
         self.watch: DiskWatch | None = None
 
     async def status(self) -> str:
         return self.state
 
-    async def elsewhere(self) -> str:
+    async def remote(self) -> RemoteState:
         if self.is_silent:
             raise UnavailableError("QEMU", "does not answer", "see its log")
-        return self.blocks_at
+        return self.blocks
 
     async def resume(self) -> float:
         self.tries += 1
@@ -58,8 +59,9 @@ def _play(test: Callable[[_Machine, DiskWatch, list[str], dict[str, bool]], Awai
         machine.state = state
         clock = VirtualClock(loop, 0.0)
         watch = DiskWatch(
-            "aws-1", cast("Any", machine), clock, machine.elsewhere, lambda: may["resume"], lambda: told.append(watch.reason)
-        )
+            "aws-1", cast("Any", machine), clock, lambda: "gcp-1", machine.remote, lambda: may["resume"],
+            lambda: told.append(watch.reason),
+        )  # fmt: skip
         machine.watch = watch
         running = asyncio.create_task(watch.run())
         await asyncio.sleep(0)
@@ -131,13 +133,17 @@ def test_an_error_that_did_not_stop_the_guest_is_none_of_ours_and_a_silent_qemu_
 
 def test_a_block_that_is_still_at_the_source_is_no_fault_of_the_disk_here() -> None:
     async def test(machine: _Machine, watch: DiskWatch, told: list[str], _: dict[str, bool]) -> None:
-        machine.blocks_at = "host gcp-1 (the connection there is broken)"
+        machine.blocks = RemoteState.BROKEN
         watch.failed(DiskFailed(0.0, "disk", "read", True, False, "I/O error"))
         await asyncio.sleep(TRY_EVERY_S / 2)
         where = "blocks of it are still at host gcp-1 (the connection there is broken)"
         assert watch.reason == f"its disk failed a read (I/O error): {where}"
+        await asyncio.sleep(4 * TRY_EVERY_S)
+        assert machine.tries == 0, "a guest is not told to go on into what is out of reach"
+        machine.blocks = RemoteState.CONNECTED
         await asyncio.sleep(2 * TRY_EVERY_S)
-        machine.blocks_at = ""
+        assert (machine.tries, watch.reason) == (1, "")
+        machine.blocks = RemoteState.NONE
         watch.failed(DiskFailed(0.0, "disk", "write", True, False, "I/O error"))
         await asyncio.sleep(2 * TRY_EVERY_S)
         assert told[-2:] == ["the disk of host aws-1 failed a write (I/O error)", ""]

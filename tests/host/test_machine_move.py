@@ -38,6 +38,7 @@ from architect.drafter.machine_event import DiskFailed
 from architect.drafter.machine_options import BootFiles
 from architect.drafter.overlay import create_overlay
 from architect.errors import ConflictError, HostError, OutcomeUnknownError
+from architect.model.sizes import MIB
 from architect.silo.nbd_server import ServedFile
 from tests.host import machine_rig as rig
 
@@ -46,6 +47,7 @@ pytestmark = pytest.mark.host
 OWN = "qemu-system-x86_64"
 OTHER = rig.SECOND_QEMU
 DISK = "/machine/peripheral/disk0/virtio-backend"
+FAILED_TRIES = 8
 PAIRS = [(OWN, OWN), (OWN, OTHER), (OTHER, OWN)]
 
 
@@ -486,6 +488,40 @@ def test_a_guest_whose_blocks_are_out_of_reach_waits_until_there_is_another_way_
             await assert_guest_is_well(target, stood_at)
 
     asyncio.run(scenario())
+
+
+@contextlib.contextmanager
+def small_file_system(folder: Path, size_bytes: int) -> Iterator[Path]:
+    """A file system of that size, mounted there."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_bytes},mode=755", "none", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_guest_that_is_told_to_go_on_again_and_again_on_a_full_disk_loses_nothing(busy: BusyGuest, tmp_path: Path) -> None:
+    async def scenario(folder: Path) -> None:
+        async with busy.running(folder / "a") as guest:
+            hog = folder / "hog"
+            with contextlib.suppress(OSError), hog.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+            for _ in range(FAILED_TRIES):
+                async with asyncio.timeout(30):
+                    while await guest.machine.status() != "io-error":  # noqa: ASYNC110 all there is
+                        await asyncio.sleep(0.05)
+                await guest.machine.resume()
+            hog.unlink()
+            async with asyncio.timeout(30):
+                while await guest.machine.status() == "io-error":
+                    await guest.machine.resume()
+                    await asyncio.sleep(0.5)
+            await assert_guest_is_well(guest, rig.alive(guest.folder))
+
+    with small_file_system(tmp_path / "full", 8 * MIB) as folder:
+        asyncio.run(scenario(folder))
 
 
 def test_the_move_of_a_machine_with_host_fsync_keeps_it(boot: BootFiles, tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from architect.cli.client import Client, StreamBrokenError, segment
 from architect.cli.output import VM_HEAD, Output, endpoint_text, fields, vm_row
 from architect.cli.patience import asked_again, resumed
 from architect.errors import ArchitectError, HandoverError, LostError, NotFoundError, OutcomeUnknownError
+from architect.model.handover_state import BEFORE_COMMIT
 from architect.model.sizes import format_size
 
 POLL_S = 0.3
-BEFORE_COMMIT = ("planned", "preparing", "precopy", "switchover")
 LOSS_LOOKS = 3
 
 
@@ -124,8 +124,8 @@ def _say_what_is_waited_for(client: Client, options: argparse.Namespace) -> None
     vm = client.get(f"/v1/vms/{segment('vm', options.vm)}")
     if vm["state"] != "migrating":
         return
-    for move in client.get("/v1/migrations"):
-        if move["vm"] == vm["name"] and not move["outcome"]:
+    for move in client.get("/v1/migrations", of=vm["name"]):
+        if not move["outcome"]:
             way = f"{vm['name']} is moving from {move['source']} to {move['target']}"
             is_over = move["state"] not in BEFORE_COMMIT
             what = f"{move['target']} has it already, so the move is waited for" if is_over else "the move is given up first"

@@ -141,13 +141,12 @@ class Book:
             raise NotFoundError(f"host {name}", "does not exist", "see `architect host ls` for those that do") from None
 
     async def read_moves(self, wanted: Iterable[MigrationId]) -> list[MigrationRecord]:
-        """These moves with their reports, oldest first; those that are not known are left out.
+        """These moves with their reports, in the order asked; those that are not known are left out.
 
         Raises:
             HostError: the database refused.
         """
-        asked = set(wanted)
-        found = [move for identity, move in self.moves.items() if identity in asked]
+        found = [move for identity in wanted if (move := self.moves.get(identity)) is not None]
         ended = [move.id for move in found if move.state.is_terminal]
         whole = {move.id: move for move in await self._database.read_moves(ended)} if ended else {}
         return [whole.get(move.id, move) for move in found]

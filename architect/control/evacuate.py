@@ -13,14 +13,13 @@ import msgspec
 from architect.control.book import Change
 from architect.control.fabric import Fabric, Refusal
 from architect.control.followers import Progress
-from architect.control.handover_track import BEFORE_COMMIT
 from architect.control.move_vm import plan_move
 from architect.control.notices import leave_by_s
 from architect.control.records import Desired, EventKind, HostRecord, MigrationRecord, MoveCause, VmRecord
 from architect.control.rooms import rooms
 from architect.control.views import DrainView
 from architect.errors import CapacityError, UnavailableError
-from architect.model.handover_state import HandoverState
+from architect.model.handover_state import BEFORE_COMMIT, HandoverState
 from architect.model.ids import HostName, VmId
 from architect.model.vm_state import VmState
 from architect.policy.evacuation import EmptyingHost, Leaver, Move, Stuck, UnderWay, plan_evacuation

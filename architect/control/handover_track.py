@@ -14,12 +14,10 @@ import msgspec
 from architect.control.move_spans import joined
 from architect.control.records import MigrationRecord
 from architect.control.sighting_index import Sighted
-from architect.model.handover_state import TRANSITIONS, HandoverEvent, HandoverState
+from architect.model.handover_state import BEFORE_COMMIT, TRANSITIONS, HandoverEvent, HandoverState
 from architect.model.state_machine import advance
 from architect.model.vm_state import VmState
 from architect.wire.agent_messages import MigrationReport
-
-BEFORE_COMMIT = (HandoverState.PLANNED, HandoverState.PREPARING, HandoverState.PRECOPY, HandoverState.SWITCHOVER)
 
 
 class Ends(msgspec.Struct, frozen=True):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import msgspec
 
 from architect.control.fabric import Fabric
-from architect.control.handover_track import BEFORE_COMMIT
 from architect.control.notices import has_readable_deadline, leave_by_s
 from architect.control.records import EventKind, MigrationRecord
+from architect.model.handover_state import BEFORE_COMMIT
 from architect.model.times import rfc3339
 
 DEADLINE_STEP_S = 0.5

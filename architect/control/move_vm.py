@@ -16,7 +16,7 @@ from architect.control.book import Change
 from architect.control.fabric import Fabric
 from architect.control.fleet import DisconnectedError
 from architect.control.followers import Follower, Progress
-from architect.control.handover_track import BEFORE_COMMIT, Ends, has_taken_over, settle, steps_to, with_report, with_state
+from architect.control.handover_track import Ends, has_taken_over, settle, steps_to, with_report, with_state
 from architect.control.move_spans import compare_clocks, control_spans, with_spans
 from architect.control.notices import leave_by_s
 from architect.control.records import Desired, EventKind, HostRecord, MigrationRecord, MoveCause, VmRecord
@@ -25,7 +25,7 @@ from architect.control.unwanted_move import ask_to_give_up, why_unwanted
 from architect.control.views import migration_view
 from architect.errors import ArchitectError, CapacityError, ConflictError, LostError, NotFoundError, UnavailableError, UsageError
 from architect.model.compression import Compression
-from architect.model.handover_state import HandoverState, MigrationMode
+from architect.model.handover_state import BEFORE_COMMIT, HandoverState, MigrationMode
 from architect.model.ids import MigrationId, migration_id
 from architect.model.sizes import MIB, format_size
 from architect.model.vm_state import VmState

@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 
 from architect.control.fabric import Fabric
-from architect.control.handover_track import BEFORE_COMMIT
 from architect.control.records import Desired, MigrationRecord
 from architect.errors import ArchitectError
+from architect.model.handover_state import BEFORE_COMMIT
 from architect.wire.agent_messages import GiveUpMove
 
 GIVE_UP_TIMEOUT_S = 5.0

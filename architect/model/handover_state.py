@@ -37,6 +37,10 @@ class HandoverState(StrEnum):
         return self in (HandoverState.DONE, HandoverState.FAILED, HandoverState.LOST)
 
 
+BEFORE_COMMIT = (HandoverState.PLANNED, HandoverState.PREPARING, HandoverState.PRECOPY, HandoverState.SWITCHOVER)
+"""The states in which a handover can still be given up: the source has the VM."""
+
+
 class HandoverEvent(StrEnum):
     """What moves a handover on."""
 

@@ -58,6 +58,18 @@ class Fabric(Simulation):
     async def ask(self, request: MigrateVm, name: str = "h1") -> MigrationReport:
         return await self.ask_agent(self.hosts[name], request)
 
+    def reserve_slowly(self, monkeypatch: pytest.MonkeyPatch, delay_s: float) -> None:
+        """From now on the target takes its time to reserve what a VM needs."""
+        agent = self.hosts["h2"].agent
+        assert agent is not None
+        reserve = agent.moves.reserve
+
+        async def reserve_late(request: Prepare) -> TargetPorts:
+            await asyncio.sleep(delay_s)
+            return await reserve(request)
+
+        monkeypatch.setattr(agent.moves, "reserve", reserve_late)
+
 
 def play(test: Callable[[Fabric], Awaitable[None]]) -> None:
     async def main(loop: VirtualLoop) -> None:
@@ -258,15 +270,7 @@ def test_a_target_that_does_not_fit_refuses_by_name_and_nothing_has_changed() ->
 
 def test_a_target_that_is_slow_to_reserve_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(fabric: Fabric) -> None:
-        agent = fabric.hosts["h2"].agent
-        assert agent is not None
-        reserve = agent.moves.reserve
-
-        async def reserve_slowly(request: Prepare) -> TargetPorts:
-            await asyncio.sleep(4)
-            return await reserve(request)
-
-        monkeypatch.setattr(agent.moves, "reserve", reserve_slowly)
+        fabric.reserve_slowly(monkeypatch, 4)
         report = await fabric.ask(fabric.request(1))
         assert (report.state, report.reason) == (HandoverState.DONE, "")
 
@@ -363,15 +367,7 @@ def test_a_host_that_does_not_own_the_vm_ends_no_move_by_asking_for_another() ->
 
 def test_a_vm_is_prepared_for_by_one_handover_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(fabric: Fabric) -> None:
-        agent = fabric.hosts["h2"].agent
-        assert agent is not None
-        reserve = agent.moves.reserve
-
-        async def reserve_slowly(request: Prepare) -> TargetPorts:
-            await asyncio.sleep(1)
-            return await reserve(request)
-
-        monkeypatch.setattr(agent.moves, "reserve", reserve_slowly)
+        fabric.reserve_slowly(monkeypatch, 1)
         moving = asyncio.create_task(fabric.ask(fabric.request(1)))
         await asyncio.sleep(0.5)
         again = Prepare(MigrationId("mig-000000000002"), fabric.vm.spec, 1, fabric.hosts["h1"].facts, MigrationMode.AUTO)

@@ -8,15 +8,25 @@ from pathlib import Path
 import pytest
 
 from architect.control.end_vm import remove_vm, stop_vm
+from architect.control.followers import Follower
 from architect.control.move_vm import MoveWish, migrate_vm
 from architect.errors import ConflictError, LostError, NotFoundError, UnavailableError, UsageError
 from architect.model.endpoints import Publish
 from architect.model.handover_state import HandoverState
 from architect.model.ids import HostName
 from architect.model.vm_state import VmState
-from tests.control.rig import ended, id_of, rig, simulate
+from tests.control.rig import Rig, ended, id_of, rig, simulate
 
 WEB = (Publish(8080, 80),)
+
+
+async def held_move(one: Rig, state: HandoverState) -> tuple[Follower, asyncio.Event]:
+    """Run `web` on aws-1 and move it to gcp-1 up to that state: how the move ends, and what lets it go on from there."""
+    gate = one.world.hold[state] = asyncio.Event()
+    await one.run("web", host="aws-1")
+    _, follower = await migrate_vm(one.control.fabric, MoveWish("web", "gcp-1"))
+    await asyncio.sleep(0.5)
+    return follower, gate
 
 
 def test_a_stopped_vm_keeps_its_record_and_frees_its_port(tmp_path: Path) -> None:
@@ -134,10 +144,7 @@ def test_a_grace_out_of_bounds_is_refused(tmp_path: Path, grace_s: float) -> Non
 def test_a_stop_gives_up_a_move_that_has_not_cut_and_the_vm_stops_at_its_source(tmp_path: Path, state: HandoverState) -> None:
     async def test() -> None:
         async with rig(tmp_path, "aws-1", "gcp-1") as one:
-            one.world.hold[state] = asyncio.Event()
-            await one.run("web", host="aws-1")
-            _, follower = await migrate_vm(one.control.fabric, MoveWish("web", "gcp-1"))
-            await asyncio.sleep(0.5)
+            follower, _ = await held_move(one, state)
             record = await stop_vm(one.control.fabric, "web", 3)
             assert (record.state, record.host) == (VmState.STOPPED, "aws-1")
             move = await ended(follower)
@@ -150,10 +157,7 @@ def test_a_stop_gives_up_a_move_that_has_not_cut_and_the_vm_stops_at_its_source(
 def test_a_stop_after_the_cut_waits_for_the_move_and_stops_the_vm_at_the_target(tmp_path: Path) -> None:
     async def test() -> None:
         async with rig(tmp_path, "aws-1", "gcp-1") as one:
-            gate = one.world.hold[HandoverState.COMMITTED] = asyncio.Event()
-            await one.run("web", host="aws-1")
-            _, follower = await migrate_vm(one.control.fabric, MoveWish("web", "gcp-1"))
-            await asyncio.sleep(0.5)
+            follower, gate = await held_move(one, HandoverState.COMMITTED)
             stopping = asyncio.create_task(stop_vm(one.control.fabric, "web", 3))
             await asyncio.sleep(5)
             assert not stopping.done()
@@ -168,10 +172,7 @@ def test_a_stop_after_the_cut_waits_for_the_move_and_stops_the_vm_at_the_target(
 def test_a_removal_by_force_gives_the_move_up_too(tmp_path: Path) -> None:
     async def test() -> None:
         async with rig(tmp_path, "aws-1", "gcp-1") as one:
-            one.world.hold[HandoverState.PRECOPY] = asyncio.Event()
-            await one.run("web", host="aws-1")
-            await migrate_vm(one.control.fabric, MoveWish("web", "gcp-1"))
-            await asyncio.sleep(0.5)
+            await held_move(one, HandoverState.PRECOPY)
             await remove_vm(one.control.fabric, "web", force=True)
             assert not one.control.fabric.book.vms
             assert not [vm for agent in one.world.agents.values() for vm in agent.vms]
@@ -182,10 +183,7 @@ def test_a_removal_by_force_gives_the_move_up_too(tmp_path: Path) -> None:
 def test_a_move_is_given_up_over_a_restart_of_the_control_plane(tmp_path: Path) -> None:
     async def test() -> None:
         async with rig(tmp_path, "aws-1", "gcp-1") as one:
-            one.world.hold[HandoverState.PRECOPY] = asyncio.Event()
-            await one.run("web", host="aws-1")
-            await migrate_vm(one.control.fabric, MoveWish("web", "gcp-1"))
-            await asyncio.sleep(0.5)
+            await held_move(one, HandoverState.PRECOPY)
             agent = await one.disconnect("aws-1")
             stopping = asyncio.create_task(stop_vm(one.control.fabric, "web", 1))
             await asyncio.sleep(0.5)

@@ -38,6 +38,8 @@ def pytest_sessionstart() -> None:
     # A shell's background job is started with SIGINT ignored, and would hand that on to the commands that tests interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Who ends a run so (`timeout`, a CI job's limit) wants its fabrics taken down as after Ctrl-C, not left behind.
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     _is_isolated = leftovers.isolate()
 
 

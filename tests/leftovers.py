@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from architect.errors import HostError
 from architect.runtime.namespaces import NAMES, delete_namespace
-from architect.runtime.processes import ProcessIdentity, command_line, processes_where, send_signal
+from architect.runtime.processes import ProcessIdentity, command_line, kill_all, processes_where
 
 PINS = Path("/sys/fs/bpf")
 SETTLE_S = 3.0
@@ -59,7 +59,7 @@ def places_of_children() -> list[Place]:
 def find(places: Sequence[Place] = ()) -> list[str]:
     """What is left now, here and in those places, a line each; waits a little for processes that are ending."""
     end_s = time.monotonic() + SETTLE_S
-    while (processes := _processes(places)) and time.monotonic() < end_s:
+    while (processes := processes_where(_is_of(places))) and time.monotonic() < end_s:
         time.sleep(0.05)
     lines = [f"process {process.pid}: {' '.join(command_line(process))[:150]}" for process in processes]
     lines += [f"network namespace {path.name}" for path in sorted(NAMES.iterdir())]
@@ -68,14 +68,18 @@ def find(places: Sequence[Place] = ()) -> list[str]:
 
 
 def remove(places: Sequence[Place] = ()) -> None:
-    """Take away what is left, so that it burdens nobody. Names and pins of the places vanish with their last process."""
-    for process in _processes(places):
-        send_signal(process, signal.SIGKILL)
+    """Take away what is left, so that it burdens nobody. Names and pins of the places vanish with their last process.
+
+    A supervisor that is hit after its agent has started another by then: it is looked again until there is nothing.
+    """
+    with contextlib.suppress(HostError):  # what does not die has been told of by `find`
+        kill_all(_is_of(places), "the run")
     for path in list(NAMES.iterdir()):
         delete_namespace(path.name)
 
 
-def _processes(places: Sequence[Place]) -> list[ProcessIdentity]:
+def _is_of(places: Sequence[Place]) -> Callable[[ProcessIdentity], bool]:
+    """Whether a process lives here or in those places."""
     inodes = {os.stat("/proc/self/ns/mnt").st_ino, *(place.inode for place in places)}
 
     def is_ours(process: ProcessIdentity) -> bool:
@@ -85,4 +89,4 @@ def _processes(places: Sequence[Place]) -> list[ProcessIdentity]:
             return False
         return inode in inodes and not any("multiprocessing" in part for part in command_line(process))
 
-    return processes_where(is_ours)
+    return is_ours

@@ -408,43 +408,39 @@ NodeManager.EXIT_TIMEOUT = 0.5  # a worker in the middle of a test is given ten 
 """
 INTERRUPTED_TEST = """
 import pathlib, subprocess, sys, time
-def test_it():
+import pytest
+HERE = pathlib.Path(__file__).parent
+@pytest.fixture
+def fabric():
+    yield
+    (HERE / "is-down").touch()
+def test_it(fabric):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True, env={})
-    new = pathlib.Path(__file__).with_name("new")
-    new.write_text(str(child.pid))
-    new.rename(new.with_name("pid"))
+    (HERE / "new").write_text(str(child.pid))
+    (HERE / "new").rename(HERE / "pid")
     time.sleep(60)
 """
 
 
-def test_an_interrupted_run_ends_what_its_workers_have_started(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 1)])
+def test_an_interrupted_run_ends_what_it_has_started(tmp_path: Path, number: signal.Signals, workers: int) -> None:
     (tmp_path / "conftest.py").write_text(INTERRUPTED_CONFTEST)
     (tmp_path / "test_it.py").write_text(INTERRUPTED_TEST)
-    words = [
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--assert",
-        "plain",
-        "--rootdir",
-        str(tmp_path),
-        "-n",
-        "1",
-        str(tmp_path),
-    ]
-    run = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    words = ["-q", "-p", "no:cacheprovider", "--assert", "plain", "--rootdir", str(tmp_path), "-n", str(workers), str(tmp_path)]
+    call = [sys.executable, "-m", "pytest", *words]
+    run = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     end_s = time.monotonic() + PATIENCE_S
     while not (tmp_path / "pid").exists():
         assert run.poll() is None and time.monotonic() < end_s, run.communicate()[0]
         time.sleep(0.05)
     child = identify_process(int((tmp_path / "pid").read_text()))
     assert child is not None and is_alive(child)
-    run.send_signal(signal.SIGINT)
+    run.send_signal(number)
     out, _ = run.communicate(timeout=PATIENCE_S)
     assert not is_alive(child), out
     assert f"process {child.pid}:" in out
+    assert run.returncode == pytest.ExitCode.INTERRUPTED
+    assert workers or (tmp_path / "is-down").exists(), "a worker is killed, and what its fixtures hold with it"
 
 
 def hide_in(namespace: Path) -> ProcessIdentity:

@@ -86,7 +86,7 @@ class TargetMachine:
         """
         folder, was_halted = self._vm.folder, self._is_certainly_halted()
         if not self._is_alive() and was_halted:
-            raise self._never_ran(self._vm.what_ended() or "its QEMU ended")
+            raise self._never_ran(f"{self._vm.what_ended() or f'its QEMU ended on host {self._host.config.name}'} before it ran")
         self._is_ours = True
         machine = parts_of(self._vm).machine
         folder.halted.unlink(missing_ok=True)
@@ -98,11 +98,11 @@ class TargetMachine:
             with contextlib.suppress(HostError):  # a full disk: then only this agent knows
                 folder.note_halted(_boot_id())
             self._is_ours = False
-            raise self._never_ran(f"its QEMU refused to run it ({error.cause})") from error
+            why = self._vm.what_ended() or error.cause
+            raise self._never_ran(f"its QEMU refused to run it on host {self._host.config.name}: {why}") from error
 
     def _never_ran(self, why: str) -> NeverRanError:
-        name, host = self._vm.record.request.name, self._host.config.name
-        return NeverRanError(f"vm {name}", f"{why} on host {host} before it ran", "move it again")
+        return NeverRanError(f"vm {self._vm.record.request.name}", why, "move it again")
 
     def _is_alive(self) -> bool:
         return self._vm.parts is not None and self._vm.parts.machine.is_running and not self._vm.parts.machine.is_ending

@@ -21,7 +21,7 @@ from typing import assert_never
 
 import msgspec
 
-from architect.errors import HandoverError, LostError
+from architect.errors import ArchitectError, HandoverError, LostError
 from architect.migration.handover_plan import HandoverLimits
 from architect.model.handover_state import HandoverState
 from architect.model.ownership import OwnershipRecord, RecordKind
@@ -159,9 +159,10 @@ class CutArrived(msgspec.Struct, frozen=True):
 
 
 class RecordKnown(msgspec.Struct, frozen=True):
-    """This record exists for `term + 1`; in HAND_BACK for `term + 2`."""
+    """This record exists for `term + 1`; in HAND_BACK for `term + 2`. `why` says why the VM was left to its source, if it was."""
 
     record: OwnershipRecord
+    why: str = ""
 
 
 class NeverRan(msgspec.Struct, frozen=True):
@@ -181,6 +182,15 @@ class Failed(msgspec.Struct, frozen=True):
 
     code: str
     reason: str
+
+    @classmethod
+    def of(cls, errors: BaseExceptionGroup[ArchitectError]) -> Failed:
+        """By the first of the errors of what ran side by side."""
+        first: BaseException = errors
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        assert isinstance(first, ArchitectError)
+        return cls(first.code, f"{first.thing}: {first.cause}")
 
 
 TargetEvent = Performed | Started | Held | CutArrived | RecordKnown | NeverRan | AbortAsked | Failed
@@ -216,8 +226,8 @@ def advance(state: TargetState, event: TargetEvent) -> TargetState:
         case CutArrived(cut):
             assert state.step is TargetStep.STARTED, state.step
             return _to(msgspec.structs.replace(state, cut=cut), TargetStep.APPLY)
-        case RecordKnown(record):
-            return _after_record(state, record)
+        case RecordKnown():
+            return _after_record(state, event)
         case NeverRan(reason):
             assert state.step is TargetStep.RESUME, state.step
             return _to(msgspec.structs.replace(state, code=HandoverError.code, reason=reason), TargetStep.HAND_BACK)
@@ -244,7 +254,8 @@ def _next(state: TargetState) -> TargetStep:
     return way[way.index(state.step) + 1]
 
 
-def _after_record(state: TargetState, record: OwnershipRecord) -> TargetState:
+def _after_record(state: TargetState, event: RecordKnown) -> TargetState:
+    record = event.record
     known = msgspec.structs.replace(state, record=record)
     if state.step is TargetStep.HAND_BACK:
         assert record.term > state.request.term + 1, record
@@ -252,7 +263,7 @@ def _after_record(state: TargetState, record: OwnershipRecord) -> TargetState:
     assert state.step is TargetStep.CLAIM, state.step
     if known.owns:
         return _to(known, TargetStep.RESUME)
-    return _undo(known, "aborted", f"record {record.term} of {record.vm} is {record.kind.value} by {record.host}")
+    return _undo(known, "aborted", event.why or f"record {record.term} of {record.vm} is {record.kind.value} by {record.host}")
 
 
 def _after_failure(state: TargetState, event: Failed) -> TargetState:

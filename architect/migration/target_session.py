@@ -257,7 +257,7 @@ class TargetSession:
                         group.create_task(one(action))
         except* ArchitectError as errors:
             await self._look_what_ended()
-            failed = _failed(errors)
+            failed = Failed.of(errors)
             results = [Failed(failed.code, self._ended_by_itself or self._with_shortage(failed.reason))]
         except* Exception as errors:
             results = [Failed(InternalError.code, f"{errors.exceptions[0]!r}")]
@@ -266,9 +266,10 @@ class TargetSession:
             self._state = advance(state, next((event for event in results if event is not None), Performed()))
 
     async def _look_what_ended(self) -> None:
-        if self._ended_by_itself or self._state.step is TargetStep.UNDO:
-            return  # what undoing ends has not ended by itself
-        if ended := await self._ports.machine.what_ended():
+        may_look = (
+            not self._ended_by_itself and self._state.step is not TargetStep.UNDO
+        )  # what undoing ends has not ended by itself
+        if may_look and (ended := await self._ports.machine.what_ended()):
             self._ended_by_itself = self._with_shortage(ended)
 
     async def _pass_gate(self, step: TargetStep) -> None:
@@ -304,7 +305,7 @@ class TargetSession:
             TargetAction.FULL_HASH: self._compare_hash,
             TargetAction.ATTACH_DISK: self._attach_disk,
             TargetAction.LOAD: lambda: machine.load_device_state(self._device_state),
-            TargetAction.CREATE_RECORD: self._claim.create,
+            TargetAction.CREATE_RECORD: self._create_record,
             TargetAction.GIVE_BACK: self._claim.give_back,
             TargetAction.RESUME: self._resume,
             TargetAction.WAIT_MEMORY: memory.wait_all_present,
@@ -337,6 +338,12 @@ class TargetSession:
     async def _attach_disk(self) -> None:
         path = await self._ports.memory.tunnel_listen(POSTCOPY_TUNNEL)
         await self._ports.machine.attach_postcopy_disk(path)
+
+    async def _create_record(self) -> TargetEvent:
+        known = await self._claim.create()
+        if known.record.host != self._state.host:
+            await self._look_what_ended()  # a dead machine claims nothing
+        return msgspec.structs.replace(known, why=self._ended_by_itself)
 
     async def _resume(self) -> TargetEvent | None:
         clock = self._setting.clock
@@ -385,11 +392,3 @@ class TargetSession:
     @property
     def _thing(self) -> str:
         return f"vm {self.request.spec.id}"
-
-
-def _failed(errors: BaseExceptionGroup[ArchitectError]) -> Failed:
-    first: BaseException = errors
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    assert isinstance(first, ArchitectError)
-    return Failed(first.code, f"{first.thing}: {first.cause}")

@@ -179,6 +179,8 @@ class TargetSession:
     def wait_cut(self, root: str, *, postcopy: bool, timeout_s: float) -> tuple[str, int]:
         """Return root and number of missing pages when the memory of the cut is in place.
 
+        A connection that broke after its last page had come costs nothing: what is here is judged by its root.
+
         Raises:
             CutError: it is not that of `root`, or the list of missing pages did not come in time.
             ArchitectError: what ended the session before.
@@ -186,8 +188,9 @@ class TargetSession:
         with self._changed:
             if postcopy:
                 self._changed.wait_for(lambda: self._error is not None or self.receiver.is_cut, timeout_s)
-            if self._error is not None:
-                raise self._error
+            lost = self._error
+            if lost is not None and (postcopy or not isinstance(lost, StreamLostError)):
+                raise lost
         if self._root:
             return self._root, 0
         if postcopy is not self.receiver.is_cut:
@@ -195,8 +198,8 @@ class TargetSession:
         if postcopy:
             return "", self.receiver.missing.count()
         if (found := self.receiver.tree.root()) != root:
-            raise CutError("memory at the cut", f"it is {found}, not {root}", "try the move again")
-        self._root = found
+            raise lost or CutError("memory at the cut", f"it is {found}, not {root}", "try the move again")
+        self._root, self._error = found, None
         self._on_change()
         self.end()  # nothing may write to the memory of a guest that runs
         return found, 0

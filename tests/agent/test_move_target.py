@@ -25,8 +25,9 @@ class _Machine:
     is_running = True
     is_ending = False
 
-    def __init__(self, *, refuses: bool) -> None:
+    def __init__(self, *, refuses: bool, ended: str = "") -> None:
         self.refuses = refuses
+        self.ended = ended
 
     async def resume(self) -> float:
         if self.refuses:
@@ -39,7 +40,8 @@ def _target(tmp_path: Path, machine: _Machine) -> tuple[TargetMachine, VmFolder]
     folder.make()
     host = cast("Any", SimpleNamespace(config=SimpleNamespace(name="gcp-1")))
     record = SimpleNamespace(request=SimpleNamespace(name="web"))
-    vm = cast("Any", SimpleNamespace(folder=folder, record=record, parts=SimpleNamespace(machine=machine)))
+    parts = SimpleNamespace(machine=machine)
+    vm = cast("Any", SimpleNamespace(folder=folder, record=record, parts=parts, what_ended=lambda: machine.ended))
     return TargetMachine(host, vm, cast("Any", None)), folder
 
 
@@ -51,6 +53,13 @@ def test_a_machine_that_refuses_to_run_never_ran_and_a_successor_of_the_agent_kn
         with pytest.raises(NeverRanError, match="Could not reopen"):
             asyncio.run(target.resume())
         assert folder.halted.read_text() == BOOT
+
+
+def test_a_machine_that_refuses_to_run_because_another_process_has_ended_says_so(tmp_path: Path) -> None:
+    target, folder = _target(tmp_path, _Machine(refuses=True, ended="the memory process was killed"))
+    folder.note_halted(BOOT)
+    with pytest.raises(NeverRanError, match="refused to run it on host gcp-1: the memory process was killed"):
+        asyncio.run(target.resume())
 
 
 def test_a_machine_that_was_told_to_run_before_may_have_run_whatever_it_says_now(tmp_path: Path) -> None:

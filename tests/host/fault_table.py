@@ -195,6 +195,9 @@ EXCEPTIONS: dict[tuple[Victim, str], frozenset[Outcome]] = {
     # It never ran, and is given back.
     (Victim.TARGET_QEMU, "target-resume"): frozenset({S}),
     (Victim.TARGET_QEMU, "target-resume (postcopy)"): frozenset({S}),
+    # Nothing has begun: an agent that is back before its silence counts is asked once more, and moves the VM.
+    (Victim.SOURCE_AGENT, "source-planned"): frozenset({S, T}),
+    (Victim.SOURCE_PAIR, "source-planned"): frozenset({S, T}),
 }
 """Cells that differ from their stage's, by victim and column name; each with its reason beside it."""
 

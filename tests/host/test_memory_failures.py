@@ -271,6 +271,23 @@ def test_a_wrong_root_at_the_cut_is_refused() -> None:
         asyncio.run(move())
 
 
+def test_a_source_process_killed_after_its_last_page_costs_the_cut_nothing() -> None:
+    async def move() -> None:
+        async with pair(made) as (source, target):
+            source.guest.run(0, 1000)
+            await source.memory.bulk()
+            await asyncio.to_thread(source.guest.pause)
+            cut = await source.memory.cut(postcopy=False)
+            await source.kill_memory()
+            await asyncio.sleep(0.3)  # the target hears of it
+            assert (await target.memory.apply_cut(cut.root, postcopy=False)).root == cut.root
+            assert (await target.memory.wait_all_present(10)).root == cut.root
+            await asyncio.to_thread(target.guest.check)
+
+    with rig() as made:
+        asyncio.run(move())
+
+
 def test_a_cancelled_bulk_stops_and_nothing_is_lost_by_it() -> None:
     async def move() -> None:
         async with pair(made) as (source, target):

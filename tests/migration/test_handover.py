@@ -339,11 +339,19 @@ def test_a_post_copy_whose_source_loses_its_qemu_ends_well(agent_dies_too: bool)
     play(test)
 
 
-@pytest.mark.parametrize(("host", "point"), [("h1", "memory.bulk"), ("h2", "memory.bulk"), ("h2", "disk.stop-export")])
-def test_a_move_that_fails_because_a_qemu_has_ended_says_so_and_not_what_that_has_made(host: str, point: str) -> None:
+@pytest.mark.parametrize(
+    ("host", "when", "point"),
+    [
+        ("h1", "before", "memory.bulk"),
+        ("h2", "before", "memory.bulk"),
+        ("h2", "before", "disk.stop-export"),
+        ("h2", "after", "machine.load"),
+    ],
+)
+def test_a_move_that_fails_because_a_qemu_has_ended_says_so_and_not_what_that_has_made(host: str, when: str, point: str) -> None:
     async def test(fabric: Fabric) -> None:
         def kill_there(number: int, phase: str, process: object, name: str) -> None:
-            if name == point and phase == "before":
+            if (name, phase) == (point, when):
                 fabric.hosts[host].kill_qemu(VM)
 
         fabric.world.on_call = kill_there

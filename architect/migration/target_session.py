@@ -266,10 +266,9 @@ class TargetSession:
             self._state = advance(state, next((event for event in results if event is not None), Performed()))
 
     async def _look_what_ended(self) -> None:
-        may_look = (
-            not self._ended_by_itself and self._state.step is not TargetStep.UNDO
-        )  # what undoing ends has not ended by itself
-        if may_look and (ended := await self._ports.machine.what_ended()):
+        if self._ended_by_itself or self._state.step is TargetStep.UNDO:
+            return  # what undoing ends has not ended by itself
+        if ended := await self._ports.machine.what_ended():
             self._ended_by_itself = self._with_shortage(ended)
 
     async def _pass_gate(self, step: TargetStep) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from architect.drafter.overlay import allocated_bytes
 from architect.errors import CapacityError
+from architect.model.ids import VmId
 from architect.model.sizes import MIB, format_size
 
 VM_FILES_BYTES = 16 * MIB
@@ -24,16 +26,47 @@ def free_bytes(folder: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def check_room(host: str, folder: Path, disk_bytes: int) -> None:
-    """Refuse a VM whose files, and `disk_bytes` of its disk, do not fit into `folder`.
+class DiskRoom:
+    """The room of `host` in `folder`: what is free, less what the VMs that come already have still to write."""
 
-    Raises:
-        CapacityError: names host, file system, what is free and what is needed.
-    """
-    free, needed = free_bytes(folder), VM_FILES_BYTES + disk_bytes
-    if needed > free:
-        cause = f"its file system {_mount_point(folder)} has {format_size(free)} free, the VM needs {format_size(needed)}"
-        raise CapacityError(f"host {host}", cause, "free some space there, or choose another host")
+    def __init__(self, host: str, folder: Path) -> None:
+        self._host = host
+        self._folder = folder
+        self._coming: dict[VmId, tuple[Path, int]] = {}
+
+    def check(self, disk_bytes: int) -> None:
+        """Refuse a VM whose files, and `disk_bytes` of its disk, do not fit.
+
+        Raises:
+            CapacityError: names host, file system, what is free and what is needed.
+        """
+        free, promised, needed = free_bytes(self._folder), self._promised_bytes(), VM_FILES_BYTES + disk_bytes
+        if needed <= free - promised:
+            return
+        cause = f"its file system {_mount_point(self._folder)} has {format_size(free)} free"
+        if promised:
+            cause += f", of which VMs that come take {format_size(promised)}"
+        next_step = "free some space there, or choose another host"
+        raise CapacityError(f"host {self._host}", f"{cause}; the VM needs {format_size(needed)}", next_step)
+
+    def expect(self, vm: VmId, overlay: Path, disk_bytes: int) -> None:
+        """The VM comes, and will have `disk_bytes` in `overlay`. It counts until it has arrived, or its folder is gone."""
+        self._coming[vm] = overlay, disk_bytes
+
+    def arrived(self, vm: VmId) -> None:
+        """All that comes of the VM is here. Idempotent."""
+        self._coming.pop(vm, None)
+
+    def _promised_bytes(self) -> int:
+        self._coming = {vm: coming for vm, coming in self._coming.items() if coming[0].parent.is_dir()}
+        return sum(max(VM_FILES_BYTES + disk_bytes - _written_bytes(overlay), 0) for overlay, disk_bytes in self._coming.values())
+
+
+def _written_bytes(overlay: Path) -> int:
+    try:
+        return allocated_bytes(overlay)
+    except OSError:
+        return 0
 
 
 def shortage(host: str, folder: Path) -> str:

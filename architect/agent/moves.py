@@ -10,7 +10,7 @@ import asyncio
 import logging
 from pathlib import Path
 
-from architect.agent.disk_room import check_room, shortage
+from architect.agent.disk_room import DiskRoom, shortage
 from architect.agent.hold_points import HoldPoints
 from architect.agent.host import Host
 from architect.agent.hosted_vm import HostedVm
@@ -55,6 +55,7 @@ class Moves:
         self.source = HandoverSource(self, host.clock, host.entropy)
         self.target = HandoverTarget(host.facts, self, host.clock, host.entropy)
         self._holds = HoldPoints(Path(host.config.state_dir))
+        self._room = DiskRoom(host.config.name, host.vms_dir)
         self._peers = 0
         self.ready = asyncio.Event()
         self.known = asyncio.Event()
@@ -192,7 +193,7 @@ class Moves:
         present = self._table.get(spec.id)
         if present is not None and present.record.phase is not VmPhase.INCOMING:
             raise ConflictError(f"vm {spec.request.name}", f"host {self._host.config.name} has it already", "see `architect ps`")
-        check_room(self._host.config.name, self._host.vms_dir, request.disk_bytes)
+        self._room.check(request.disk_bytes)
         self._host.reserve(spec.id, spec.machine.memory_bytes)
         try:
             folder = VmFolder(self._host.vms_dir, spec.id)
@@ -214,6 +215,7 @@ class Moves:
         """The ports to a VM that comes."""
         host = self._host
         vni = vm.record.request.vni
+        self._room.expect(vm.record.id, vm.folder.overlay, request.disk_bytes)
         ports = TargetPorts(
             TargetMachine(host, vm, self._group),
             TargetMemory(host, vm),
@@ -239,6 +241,7 @@ class Moves:
 
     def filled(self, vm: VmId) -> None:
         """As the port says."""
+        self._room.arrived(vm)
         found = self._table.get(vm)
         if found is not None:
             (found.folder.path / "prepare.json").unlink(missing_ok=True)
@@ -246,6 +249,7 @@ class Moves:
 
     def lost(self, vm: VmId, reason: str) -> None:
         """As the port says."""
+        self._room.arrived(vm)
         found = self._table.get(vm)
         if found is not None:
             term = found.record.term + (found.record.phase is VmPhase.INCOMING)  # its record exists, or it could not be lost

@@ -36,6 +36,10 @@ def test_a_move_is_done_for_a_source_that_asks_again_only_when_nothing_is_missin
     spec = plan().spec
     vm = SimpleNamespace(record=msgspec.structs.replace(VmRecord(spec.request, VmPhase.RUNNING, 2, spec), **record))
     host: Any = SimpleNamespace(
-        clock=None, entropy=None, facts=SimpleNamespace(name="gcp-1"), config=SimpleNamespace(state_dir=str(tmp_path))
+        clock=None,
+        entropy=None,
+        facts=SimpleNamespace(name="gcp-1"),
+        vms_dir=tmp_path,
+        config=SimpleNamespace(name="gcp-1", state_dir=str(tmp_path)),
     )
     assert Moves(host, cast("Any", [vm]), cast("Any", None)).outcome(MOVE) is outcome

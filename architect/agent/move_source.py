@@ -177,6 +177,12 @@ class SourceMemory:
         """As the port says."""
         return await parts_of(self._vm).memory.full_hash()
 
+    async def start_serving(self) -> None:
+        """As the port says."""
+        memory = await self._memory()
+        await self._open_again(memory)
+        await memory.start_serving()
+
     async def serve_until_done(self) -> None:
         """As the port says. A memory process that was killed meanwhile is replaced, and goes on where it was; so does one that is
         killed when memory is done, and the disk is not."""

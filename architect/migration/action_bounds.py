@@ -25,7 +25,7 @@ def action_bound_s(action: Action, step: SourceStep, plan: HandoverPlan) -> floa
         case Action.WRITE_ABORT:
             return limits.record_timeout_s * 2
         case Action.ASK_WHETHER_RUNNING | Action.ASK_STATUS:
-            return limits.call_timeout_s * 3 + limits.record_timeout_s
+            return limits.call_timeout_s * 4 + limits.record_timeout_s
         case Action.HOOK_SUSPEND | Action.HOOK_RESUME | Action.SYNC_CLOCK:
             return limits.hook_timeout_s
         case _:

@@ -346,8 +346,16 @@ class SourceActions:
             raise LostError(f"vm {self._plan.vm}", status.reason, "see the events of the target host")
         return TargetIs(status.state, status.reason, status.resume_time_s > 0)
 
-    async def _ask_status(self, _: SourceState) -> SourceEvent:
-        """How the target stands; where it cannot say, because it has nothing of the VM or does not answer, what the log says."""
+    async def _ask_status(self, state: SourceState) -> SourceEvent:
+        """How the target stands; where it cannot say, because it has nothing of the VM or does not answer, what the log says.
+
+        Meanwhile what is missing is served: an agent that was started again knows nothing until its QEMU answers, and that may
+        wait for a page.
+        """
+        if state.is_postcopy:
+            with contextlib.suppress(ArchitectError, TimeoutError):
+                async with asyncio.timeout(self._plan.limits.call_timeout_s):
+                    await self._ports.memory.start_serving()
         try:
             await self._link.connect()
             return await self._status(AskStatus(self._plan.migration), self._plan.limits.call_timeout_s)

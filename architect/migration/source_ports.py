@@ -103,6 +103,10 @@ class SourceMemoryPort(Protocol):
         """An independent hash of all memory of the stopped guest."""
         ...
 
+    async def start_serving(self) -> None:
+        """Serve as `serve_until_done` from now on, whether somebody waits for it or not. Returns at once; idempotent."""
+        ...
+
     async def serve_until_done(self) -> None:
         """Serve the target's page and block demands and push the rest, until the target has all. Idempotent; rejoins."""
         ...

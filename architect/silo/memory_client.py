@@ -194,6 +194,10 @@ class MemoryProcess:
         answer: m.Cut = await self._ask(m.MakeCut(postcopy), CUT_TIMEOUT_S)
         return answer
 
+    async def start_serving(self) -> None:
+        """Begin what `serve_until_done` waits for. Idempotent."""
+        await self._ask(m.StartServing(), SHORT_TIMEOUT_S)
+
     async def serve_until_done(self, timeout_s: float = BULK_TIMEOUT_S) -> m.Served:
         """After a post-copy cut: push the rest until the target has proved its root. Goes on when cancelled; may be asked again."""
         answer: m.Served = await self._ask(m.Serve(), timeout_s)

@@ -150,6 +150,10 @@ class Serve(_Message, frozen=True):
     """Push what the target lacks until it has proved that it has all. Answers `Served`."""
 
 
+class StartServing(_Message, frozen=True):
+    """Begin what `Serve` waits for, and reconnect where the target is lost; `Serve` joins it. Idempotent. Answers `Done`."""
+
+
 class Served(_Message, frozen=True):
     """The target has everything, and its root is the source's."""
 
@@ -257,6 +261,6 @@ class Done(_Message, frozen=True):
 
 MemoryMessage = (
     Attach | GetStatus | MemoryStatus | OpenSource | Bulk | Round | StopRound | SetBandwidth | RoundStats | Announce | MakeCut | Cut
-    | Serve | Served | EndSource | OpenTarget | TargetEndpoint | ApplyCut | Applied | WaitPresent | AbortTarget | TunnelListen
-    | TunnelConnect | TunnelServe | TunnelClose | TunnelBytes | FullHash | Hashed | Shutdown | Done
+    | StartServing | Serve | Served | EndSource | OpenTarget | TargetEndpoint | ApplyCut | Applied | WaitPresent | AbortTarget
+    | TunnelListen | TunnelConnect | TunnelServe | TunnelClose | TunnelBytes | FullHash | Hashed | Shutdown | Done
 )  # fmt: skip

@@ -96,8 +96,11 @@ class MemoryService:
             case m.MakeCut():
                 source = self._sending()
                 return await self._in_thread(lambda: source.cut(postcopy=message.postcopy))
+            case m.StartServing():
+                self._start_serving()
+                return m.Done()
             case m.Serve():
-                return await self._serve()
+                return await asyncio.shield(self._start_serving())
             case m.EndSource():
                 return await self._end_source()
             case _:
@@ -210,11 +213,11 @@ class MemoryService:
             raise
         return m.Done()
 
-    async def _serve(self) -> m.Served:
+    def _start_serving(self) -> asyncio.Future[m.Served]:
         if self._serving is None:
             self._serving = asyncio.get_running_loop().run_in_executor(self._pool, self._sending().serve)
             self._serving.add_done_callback(self._note_failure)
-        return await asyncio.shield(self._serving)
+        return self._serving
 
     def _note_failure(self, done: asyncio.Future[m.Served]) -> None:
         if not done.cancelled() and (error := done.exception()) is not None:

@@ -252,6 +252,10 @@ class SimSourceMemory(SimPart):
 
         return await self.long_call("memory.full-hash", compute)
 
+    async def start_serving(self) -> None:
+        """As the port says. It pushes since the cut."""
+        await self.call("memory.start-serving", lambda: self.memory().check())
+
     async def serve_until_done(self) -> None:
         """As the port says."""
         await self.long_call("memory.serve", lambda: self.memory().serve_until_done(), stops=True)

@@ -154,6 +154,22 @@ def test_a_memory_process_killed_in_postcopy_is_restarted_and_the_guest_goes_on(
         asyncio.run(move())
 
 
+def test_a_source_that_has_only_begun_to_serve_finds_a_target_that_was_killed_since_the_cut() -> None:
+    async def move() -> None:
+        async with pair(made) as (source, target):
+            source.guest.run(0, 1000)
+            await cut_over(source, target, postcopy=True)
+            await target.restart_memory()
+            await source.memory.start_serving()
+            applied = await target.memory.wait_all_present(60)
+            assert applied.root == await source.memory.full_hash()
+            assert (await source.memory.serve_until_done(10)).root == applied.root
+            await asyncio.to_thread(target.guest.check)
+
+    with rig() as made:
+        asyncio.run(move())
+
+
 @pytest.mark.parametrize("postcopy", [False, True])
 def test_a_memory_process_that_is_killed_after_all_had_come_is_followed_by_one_that_knows(postcopy: bool) -> None:
     async def move() -> None:

@@ -339,6 +339,25 @@ def test_a_post_copy_whose_source_loses_its_qemu_ends_well(agent_dies_too: bool)
     play(test)
 
 
+def test_a_source_whose_target_lost_its_agent_has_pages_served_while_it_asks() -> None:
+    """The agent that is started there may have to wait for one of them, before its QEMU answers and it knows the move."""
+
+    async def test(fabric: Fabric) -> None:
+        names: list[str] = []
+
+        def kill_there(number: int, phase: str, process: object, name: str) -> None:
+            names.append(name)
+            if (name, phase) == ("memory.serve", "before") and names.count(name) == 1:
+                fabric.hosts["h2"].kill_agent("before anything is served")
+
+        fabric.world.on_call = kill_there
+        report = await fabric.ask(fabric.request(1, mode=MigrationMode.POSTCOPY))
+        assert (report.state, report.reason) == (HandoverState.DONE, "")
+        assert names.index("memory.serve") < names.index("memory.start-serving")
+
+    play(test)
+
+
 @pytest.mark.parametrize(
     ("host", "when", "point"),
     [

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import socket
 
-from architect.drafter.disk_export import start_incoming_export, stop_incoming_export
+from architect.drafter.disk_export import start_incoming_export, stop_exports
 from architect.drafter.disk_mirror import DiskMirror
 from architect.drafter.machine import Machine
 from architect.errors import ArchitectError, HandoverError
@@ -55,7 +55,7 @@ class DiskCopy:
 
     async def close(self) -> None:
         """The move went well: the target's disk is its own."""
-        await stop_incoming_export(self._target)
+        await stop_exports(self._target)
 
     async def give_up(self) -> None:
         """After a failure: the source keeps its disk."""

@@ -100,10 +100,7 @@ class DiskWatch:
                 await self._try()
 
     async def _is_out_of_reach(self) -> bool:
-        """Whether a try could only fail, because the way to blocks that are elsewhere is broken: it is taken up first.
-
-        Not only for the trouble: QEMU 7.2 may answer a read that has failed twice, once it succeeds, with zeros that it never read.
-        """
+        """Whether a try could only fail, because the way to blocks that are elsewhere is broken: it is taken up first."""
         try:
             return (await self._remote()) is RemoteState.BROKEN
         except ArchitectError:

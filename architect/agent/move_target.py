@@ -15,7 +15,7 @@ from architect.agent.memory_watch import wait_replaced
 from architect.agent.move_shared import connect_unix
 from architect.agent.move_source import close_tunnels, parts_of
 from architect.agent.vm_parts import start_incoming
-from architect.drafter.disk_export import start_incoming_export, stop_incoming_export
+from architect.drafter.disk_export import start_incoming_export, stop_exports
 from architect.drafter.disk_postcopy import attach_remote
 from architect.drafter.overlay import create_overlay
 from architect.drafter.qmp import QmpRefusedError
@@ -56,7 +56,7 @@ class TargetMachine:
     async def stop_export(self) -> None:
         """As the port says."""
         if self._vm.parts is not None:
-            await stop_incoming_export(self._vm.parts.machine)
+            await stop_exports(self._vm.parts.machine)
 
     async def attach_postcopy_disk(self, path: str) -> None:
         """As the port says."""

@@ -8,7 +8,8 @@
     broken   disk ← overlay-1 ← remote-1 ← base                     another connection; the stream begins anew
     done     disk ← overlay-1                   ← base
 
-The source's overlay is opened as a file, not as a disk, so the base stays local. While the stream runs the VM needs the source: if
+The source's overlay is opened as a file, not as a disk, so the base stays local. Its index is read whole before the stream begins,
+because the copy-on-read filter must not fail to read it (`remote_index`). While the stream runs the VM needs the source: if
 the connection breaks, reads of what has not arrived stop the guest (`DiskFailed`), they do not fail in it. What is there stays
 there, so `reattach_remote` goes on over another connection.
 """
@@ -24,9 +25,11 @@ from pathlib import Path
 
 from architect.drafter.block_job import JobProgress, abandon_job, find_job, wait_job
 from architect.drafter.block_node import OverlayNode, delete_fdset, delete_nodes, find_overlay, nodes_by_name
+from architect.drafter.disk_export import stop_exports
 from architect.drafter.machine import Machine
 from architect.drafter.qemu_command import NODE_BASE, NODE_DISK, file_node, overlay_node
 from architect.drafter.qmp import QmpRefusedError
+from architect.drafter.remote_index import CACHE_WHOLE_INDEX, load_index
 from architect.errors import ArchitectError
 
 JOB = "stream"
@@ -99,6 +102,7 @@ async def reattach_remote(machine: Machine, connection: int) -> None:
     fresh = f"{REMOTE_NODE}-{1 + max(present.values())}"
     for name in present:
         machine.disk_links.cut(_file(name))  # whoever reads there still fails at once
+    await stop_exports(machine)  # of an agent that was killed while it read the index
     try:
         await _add_remote(machine, connection, fresh, base)
         await qmp.execute("blockdev-reopen", {"options": [overlay_node(overlay.name, overlay.file, fresh, machine.host_fsync)]})
@@ -125,11 +129,16 @@ async def start_stream(machine: Machine, *, speed_bytes_s: int = 0) -> None:
     """Begin to copy what has not arrived, once the VM has resumed. From here on reads copy, too. Idempotent.
 
     An error of the connection pauses the job (`stream_trouble`), it does not end it.
+
+    Raises:
+        HostError: the connection is broken already; `reattach_remote` comes first.
     """
     qmp = machine.qmp
     nodes = await nodes_by_name(qmp)
-    if not _remotes(nodes) or await find_job(qmp, JOB) is not None:
+    if not (present := _remotes(nodes)) or await find_job(qmp, JOB) is not None:
         return
+    for name in present:  # one, but for what an agent left that was killed
+        await load_index(machine, name)
     overlay = await find_overlay(qmp, machine.name)
     arguments = {"job-id": JOB, "device": overlay.name, "speed": speed_bytes_s, "on-error": "stop", "auto-dismiss": True}
     if NODE_BASE in nodes:
@@ -185,7 +194,7 @@ def _file(remote: str) -> str:
 
 async def _add_remote(machine: Machine, connection: int, name: str, base: str | None) -> None:
     await machine.disk_links.open(_file(name), connection, EXPORT, read_only=True)
-    remote = overlay_node(name, _file(name), base, machine.host_fsync) | {"read-only": True}
+    remote = overlay_node(name, _file(name), base, machine.host_fsync) | {"read-only": True} | CACHE_WHOLE_INDEX
     await machine.qmp.execute("blockdev-add", remote)
 
 

@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 from architect.drafter.block_node import find_overlay, nodes_by_name
-from architect.drafter.disk_export import start_incoming_export, stop_incoming_export
+from architect.drafter.disk_export import start_incoming_export, stop_exports
 from architect.drafter.disk_mirror import DiskMirror
 from architect.drafter.disk_postcopy import (
     JOB,
@@ -38,7 +38,7 @@ from architect.drafter.machine_event import DiskFailed
 from architect.drafter.machine_options import BootFiles
 from architect.drafter.overlay import create_overlay
 from architect.errors import ConflictError, HostError, OutcomeUnknownError
-from architect.model.sizes import MIB
+from architect.model.sizes import GIB, MIB
 from architect.silo.nbd_server import ServedFile
 from tests.host import machine_rig as rig
 
@@ -48,6 +48,7 @@ OWN = "qemu-system-x86_64"
 OTHER = rig.SECOND_QEMU
 DISK = "/machine/peripheral/disk0/virtio-backend"
 FAILED_TRIES = 8
+LARGE_DISK_BYTES = 300 * GIB  # QEMU would keep the index of 256
 PAIRS = [(OWN, OWN), (OWN, OTHER), (OTHER, OWN)]
 
 
@@ -200,8 +201,8 @@ def test_a_machine_moves_with_its_disk_mirrored(boot: BootFiles, busy: BusyGuest
                 await source.machine.pause()
                 await asyncio.gather(mirror.finish(), source.machine.save_device_state())  # as in the pause of a move
                 assert await source.machine.qmp.execute("query-block-jobs") == []
-                await stop_incoming_export(target.machine)
-                await stop_incoming_export(target.machine)
+                await stop_exports(target.machine)
+                await stop_exports(target.machine)
                 stood_at = await hand_over(source, target)
                 await source.machine.kill()
                 await assert_guest_is_well(target, stood_at)
@@ -222,7 +223,7 @@ def test_a_machine_runs_before_its_disk_has_arrived_and_moves_on_afterwards(
                 mirror = await mirror_to(source, target)  # half done: what it brought is dropped
                 await source.machine.pause()
                 await mirror.cancel()
-                await stop_incoming_export(target.machine)
+                await stop_exports(target.machine)
                 fresh = target.folder / "fresh.qcow2"
                 await create_overlay(fresh, rig.DISK_BYTES)
                 with served(ServedFile(str(await freeze_overlay(source.machine)))) as connection:
@@ -243,7 +244,7 @@ def test_a_machine_runs_before_its_disk_has_arrived_and_moves_on_afterwards(
                 mirror = await mirror_to(target, third)
                 await target.machine.pause()
                 await mirror.finish()
-                await stop_incoming_export(third.machine)
+                await stop_exports(third.machine)
                 stood_at = await hand_over(target, third)
                 await target.machine.kill()
                 await assert_guest_is_well(third, stood_at)
@@ -259,7 +260,7 @@ def test_a_mirror_that_is_cancelled_leaves_nothing_and_the_guest_runs_on(boot: B
                 mirror = await mirror_to(source, target)
                 await mirror.cancel()
                 await mirror.cancel()
-                await stop_incoming_export(target.machine)
+                await stop_exports(target.machine)
             assert set(await nodes_by_name(source.machine.qmp)) == before
             assert await source.machine.qmp.execute("query-block-jobs") == []
             await assert_guest_is_well(source, rig.alive(source.folder))
@@ -277,7 +278,7 @@ def test_a_mirror_that_has_ended_leaves_nothing_if_the_guest_stays(boot: BootFil
                 await mirror.finish()
                 await mirror.cancel()
                 await source.machine.resume()
-                await stop_incoming_export(target.machine)
+                await stop_exports(target.machine)
             assert set(await nodes_by_name(source.machine.qmp)) == before
             await assert_guest_is_well(source, rig.alive(source.folder))
 
@@ -465,10 +466,17 @@ def test_a_guest_whose_blocks_are_out_of_reach_waits_until_there_is_another_way_
                                 assert event.stopped
                                 break
             assert await target.machine.status() == "io-error"
-            await start_stream(target.machine)
+            with pytest.raises(HostError, match="index of it cannot be read"):
+                await start_stream(target.machine)
+            with served(file) as connection:
+                await reattach_remote(target.machine, connection.fileno())
+                await start_stream(target.machine, speed_bytes_s=1 << 20)
+                connection.shutdown(socket.SHUT_RDWR)
             async with asyncio.timeout(30):
                 while await stream_trouble(target.machine) is not StreamTrouble.BROKEN:  # noqa: ASYNC110 all there is
                     await asyncio.sleep(0.05)
+            await target.machine.resume()  # takes the stream's error away and sets nothing going; the guest stops again
+            assert await stream_trouble(target.machine) is StreamTrouble.STOPPED
             for _ in range(2):  # from a stream that stands, and from a connection that nothing has used yet
                 with served(file) as connection:
                     await reattach_remote(target.machine, connection.fileno())
@@ -486,6 +494,50 @@ def test_a_guest_whose_blocks_are_out_of_reach_waits_until_there_is_another_way_
             assert not [name for name in await nodes_by_name(target.machine.qmp) if "remote" in name]
             await source.machine.kill()
             await assert_guest_is_well(target, stood_at)
+
+    asyncio.run(scenario())
+
+
+async def read_disk(target: Place, pattern: int, at: str) -> str:
+    """Read 64 KiB as the guest's device would; what QEMU says of it: nothing if every byte is `pattern`."""
+    log = target.folder / "qemu.log"
+    before = len(log.read_bytes())
+    read = {"command-line": f'qemu-io -d {DISK} "read -q -P {pattern} {at} 64k"'}
+    await target.machine.qmp.execute("human-monitor-command", read)
+    return log.read_bytes()[before:].decode().strip()
+
+
+@pytest.mark.parametrize("binary", [OWN, OTHER], ids=["own", "other"])
+def test_no_read_of_a_disk_whose_source_is_gone_is_answered_with_bytes_that_nobody_read(
+    boot: BootFiles, tmp_path: Path, binary: str
+) -> None:
+    skip_without(binary)
+    source, failed = tmp_path / "source.qcow2", "read failed: Input/output error"
+
+    async def scenario() -> None:
+        await create_overlay(source, LARGE_DISK_BYTES)
+        write = ("qemu-io", "-c", "write -P 0x11 0 4M", "-c", "write -P 0x5a 1700M 1M", source)
+        await asyncio.to_thread(subprocess.run, write, check=True, capture_output=True)
+        file = ServedFile(str(source))
+        async with place(boot, tmp_path / "b", overlay=source, paused=True, binary=binary) as target:
+            fresh = target.folder / "fresh.qcow2"
+            await create_overlay(fresh, LARGE_DISK_BYTES)
+            with served(file) as connection:
+                await attach_remote(target.machine, connection.fileno(), fresh)
+                connection.shutdown(socket.SHUT_RDWR)
+            with pytest.raises(HostError, match="index of it cannot be read"):
+                await start_stream(target.machine)
+            assert await read_disk(target, 0x5A, "1700M") == failed, "before there is a stream"
+            with served(file) as connection:
+                await reattach_remote(target.machine, connection.fileno())
+                await start_stream(target.machine, speed_bytes_s=1)
+                connection.shutdown(socket.SHUT_RDWR)
+            assert await read_disk(target, 0x5A, "1700M") == failed, "of a part of the disk that nobody has looked into"
+            with served(file) as connection:
+                await reattach_remote(target.machine, connection.fileno())
+            assert await read_disk(target, 0x5A, "1700M") == ""
+            await start_stream(target.machine, speed_bytes_s=1)
+            assert await read_disk(target, 0x5A, "1700M") == ""
 
     asyncio.run(scenario())
 

@@ -24,7 +24,7 @@ from architect.silo.data_listener import DataListener, ListenError
 from architect.silo.dirty_log import DirtyLog
 from architect.silo.disk_tunnel import TunnelEnd
 from architect.silo.fault_server import FaultServer
-from architect.silo.memory_errors import MemoryStateError
+from architect.silo.memory_errors import MemoryLostError, MemoryStateError
 from architect.silo.memory_hash import hash_memory
 from architect.silo.memory_role import MemoryRole
 from architect.silo.memory_state import IncomingMove, KeptState, keep_state, kept_state, start_time
@@ -214,7 +214,8 @@ class MemoryService:
         return m.Done()
 
     def _start_serving(self) -> asyncio.Future[m.Served]:
-        if self._serving is None:
+        """Serving, which goes on; begun anew if the target had not been reached for too long: it may be there again."""
+        if self._serving is None or (self._serving.done() and isinstance(self._serving.exception(), MemoryLostError)):
             self._serving = asyncio.get_running_loop().run_in_executor(self._pool, self._sending().serve)
             self._serving.add_done_callback(self._note_failure)
         return self._serving

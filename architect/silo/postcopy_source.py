@@ -70,8 +70,11 @@ class PostcopySource:
         self.start_demands()
 
     def serve(self) -> Served:
-        """As `SourceSession.serve`."""
+        """As `SourceSession.serve`. May be called again once it has given up."""
         reconnects = 0
+        if self._demands is None:
+            self._reconnect(StreamLostError("post-copy", "the target was lost before", "see the target host"))
+            reconnects += 1
         while True:
             try:
                 root = self._serve_once()

@@ -170,6 +170,29 @@ def test_a_source_that_has_only_begun_to_serve_finds_a_target_that_was_killed_si
         asyncio.run(move())
 
 
+def test_a_target_that_was_away_for_longer_than_its_source_looks_for_it_is_served_when_asked_again() -> None:
+    async def move() -> None:
+        source, target = await made.host("alpha", MemoryRole.FRESH), await made.host("beta", MemoryRole.INCOMING)
+        source.guest.fill(70)
+        endpoint = await target.memory.open_target("secret-1", ADDRESS)
+        await source.memory.open_source(made.source_options(endpoint.port, "secret-1", reconnect_s=0.3))
+        source.guest.run(0, 1000)
+        await cut_over(source, target, postcopy=True)
+        await target.kill_memory()
+        for _ in range(2):
+            with pytest.raises(LostError, match="not reached for 0"):
+                await source.memory.serve_until_done(60)
+        target.memory = await MemoryProcess.spawn(made.options("beta"), made.server)
+        served = await source.memory.serve_until_done(60)
+        assert (await target.memory.wait_all_present(60)).root == served.root
+        await asyncio.to_thread(target.guest.check)
+        await source.memory.close()
+        await target.memory.close()
+
+    with rig() as made:
+        asyncio.run(move())
+
+
 @pytest.mark.parametrize("postcopy", [False, True])
 def test_a_memory_process_that_is_killed_after_all_had_come_is_followed_by_one_that_knows(postcopy: bool) -> None:
     async def move() -> None:

@@ -66,7 +66,7 @@ def test_a_source_that_runs_again_without_its_record_leaves_the_model(monkeypatc
     def sabotage(_: Simulation) -> None:
         monkeypatch.setattr(SimOwnershipPort, "create", pretend)
 
-    for seed in (51, 233, 254, *range(60)):
+    for seed in (12, *range(60)):
         deviation = compare(simulate(draw_scenario(seed), sabotage).events, VM, HOSTS[0])
         if deviation is not None:
             assert deviation.event.kind in (EventKind.RESUME, EventKind.STEER, EventKind.RECORD_CREATED)

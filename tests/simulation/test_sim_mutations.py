@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Iterable
 
 import msgspec
 import pytest
@@ -23,7 +24,7 @@ NAMES = {
 }
 
 
-def find(name: str, seeds: range, hosts: int | None = None, vms: int | None = None) -> Result:
+def find(name: str, seeds: Iterable[int], hosts: int | None = None, vms: int | None = None) -> Result:
     """The first seed's result that shows the bug; called with the bug in."""
     blamed = MUTATIONS[name].blamed
     for seed in seeds:
@@ -38,10 +39,11 @@ def _fault_count(result: Result) -> int:
     return len(scenario.incidents if isinstance(scenario, Fleet) else scenario.faults)
 
 
-@pytest.mark.parametrize("name", ["no-abort-record", "resume-at-once", "dropped-round"])
-def test_a_known_bug_of_a_handover_is_found_within_a_hundred_seeds_and_made_small(name: str) -> None:
+@pytest.mark.parametrize(("name", "likely"), [("no-abort-record", 25), ("resume-at-once", 25), ("dropped-round", 0)])
+def test_a_known_bug_of_a_handover_is_found_within_a_hundred_seeds_and_made_small(name: str, likely: int) -> None:
+    """The seed that shows it by the drawing of today is tried first."""
     with MUTATIONS[name].applied():
-        found = find(name, range(100))
+        found = find(name, (likely, *range(100)))
         smallest = shrink(found, run)
     assert smallest.violations and _fault_count(smallest) <= max(1, _fault_count(found))
     assert not run(smallest.scenario).violations, "without the bug it passes"
@@ -49,7 +51,7 @@ def test_a_known_bug_of_a_handover_is_found_within_a_hundred_seeds_and_made_smal
 
 def test_a_vm_that_an_evacuation_forgets_is_found_and_the_fleet_made_small() -> None:
     with MUTATIONS["forgotten-vm"].applied():
-        found = find("forgotten-vm", range(40), hosts=4, vms=8)
+        found = find("forgotten-vm", (17, *range(40)), hosts=4, vms=8)
         smallest = shrink(found, run)
     assert len(smallest.scenario.incidents) == 1 and smallest.scenario.incidents[0].kind is IncidentKind.DRAIN
     assert len(smallest.scenario.vms) <= 2
@@ -123,7 +125,7 @@ def test_a_target_that_does_not_read_whose_record_exists_is_found_at_its_instant
 def test_the_command_shows_a_failure_shrinks_it_and_ends_non_zero() -> None:
     printed = io.StringIO()
     with MUTATIONS["forgotten-vm"].applied(), contextlib.redirect_stdout(printed):
-        assert main(["--seeds", "0..40", "--hosts", "4", "--vms", "8"]) == 1
+        assert main(["--seeds", "16..40", "--hosts", "4", "--vms", "8"]) == 1
     text = printed.getvalue()
     assert "VIOLATION" in text and "== shrunk to ==" in text and "-- the last events of vm-" in text
     scenario = eval(text[text.rindex("\nFleet(") :].rsplit("\n", 2)[0], dict(NAMES))

@@ -13,6 +13,7 @@ from architect.migration.found_vm import abort_record
 from architect.migration.handover_plan import HandoverPlan, MemoryCut, MemoryProgress, MirrorProgress, RoundStats
 from architect.migration.handover_report import HandoverFigures
 from architect.migration.link_rate import LinkSample
+from architect.migration.part_size import PartSize
 from architect.migration.peer_link import PeerLink
 from architect.migration.ports import MIRROR_TUNNEL as MIRROR_TUNNEL
 from architect.migration.ports import POSTCOPY_TUNNEL as POSTCOPY_TUNNEL
@@ -73,6 +74,7 @@ class SourceActions:
         self._mirror: MirrorProgress | None = None
         self._round_bytes = self._round_saved = 0
         self._log_sent = 0
+        self._part = PartSize(plan.limits.part_bytes)
         self._device_state = b""
         self._cut: MemoryCut | None = None
         self._full_hash = ""
@@ -164,12 +166,17 @@ class SourceActions:
     async def _send_base(self, _: SourceState) -> None:
         base, offset = self._plan.spec.base, self._base_bytes
         while offset < base.size_bytes:
-            data = await self._ports.bases.read(base.digest, offset, self._plan.limits.part_bytes)
+            data = await self._ports.bases.read(base.digest, offset, self._part.bytes)
             if not data:
                 raise HandoverError(f"base disk {base.digest[:12]}", f"ends at {offset} bytes here", "move the VM once it is whole")
-            await self._link.ask(BasePart(self._plan.migration, offset), Accepted, data)
+            await self._send_part(BasePart(self._plan.migration, offset), data)
             offset += len(data)
-            self._figures.other_bytes += len(data)
+
+    async def _send_part(self, question: BasePart | LogPart, data: bytes) -> None:
+        asked_at_s = self._clock.monotonic_s()
+        await self._link.ask(question, Accepted, data)
+        self._part.took(len(data), self._clock.monotonic_s() - asked_at_s)
+        self._figures.other_bytes += len(data)
 
     async def _start_target(self, _: SourceState) -> None:
         timeout_s = self._plan.limits.start_timeout_s
@@ -256,12 +263,11 @@ class SourceActions:
         """Send the VM's output until at most `left_bytes` of what exists now are left."""
         size = await self._ports.log.size()
         while size - self._log_sent > left_bytes:
-            data = await self._ports.log.read(self._log_sent, self._plan.limits.part_bytes)
+            data = await self._ports.log.read(self._log_sent, self._part.bytes)
             if not data:
                 return
-            await self._link.ask(LogPart(self._plan.migration, self._log_sent), Accepted, data)
+            await self._send_part(LogPart(self._plan.migration, self._log_sent), data)
             self._log_sent += len(data)
-            self._figures.other_bytes += len(data)
 
     async def _steer(self, state: SourceState) -> None:
         times = await self._ports.edge.steer(self._plan.term, self._target_address, self._plan.source.address)

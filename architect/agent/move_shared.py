@@ -1,4 +1,4 @@
-"""Adapters that both ends of a handover use: its output log, base disks, dialling the other agent."""
+"""What both ends of a handover use: its output log, base disks, dialling the other agent, the tunnels of its memory process."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from pathlib import Path
 
 from architect.agent.host import Host
 from architect.agent.hosted_vm import HostedVm
+from architect.agent.vm_parts import VmParts
 from architect.errors import HostError, NotFoundError, PeerError
+from architect.migration.source_actions import MIRROR_TUNNEL, POSTCOPY_TUNNEL
 from architect.runtime.rpc import Channel, open_channel
 from architect.runtime.tls import client_context, san_name
+from architect.silo.memory_client import MemoryProcess
 from architect.wire.agent_messages import HostFacts
 from architect.wire.migration_messages import MigrationMessage
 
@@ -111,6 +114,34 @@ class TargetDial:
             tls=client_context(Path(self._host.config.tls_dir)),
             server_name=san_name(f"agent:{self._target.name}"),
         )
+
+
+def parts_of(vm: HostedVm) -> VmParts:
+    """The VM's running parts.
+
+    Raises:
+        HostError: they are gone.
+    """
+    if vm.parts is None:
+        raise HostError(f"vm {vm.record.request.name}", "its processes are gone from this host", "see `architect events`")
+    return vm.parts
+
+
+async def close_tunnels(memory: MemoryProcess) -> None:
+    """Close the tunnels of an earlier move."""
+    for name in (MIRROR_TUNNEL, POSTCOPY_TUNNEL):
+        await memory.tunnel_close(name)
+
+
+async def listen_tunnel(vm: HostedVm, name: str) -> str:
+    """A unix path: who connects there is carried through that tunnel, by the memory process that there is now.
+
+    Raises:
+        HostError: the VM's processes are gone.
+    """
+    path = str(vm.folder.memory / f"{name}.sock")
+    await parts_of(vm).memory.tunnel_listen(name, path)
+    return path
 
 
 def connect_unix(path: str | Path) -> socket.socket:

@@ -9,30 +9,17 @@ import msgspec
 
 from architect.agent.hosted_vm import HostedVm
 from architect.agent.memory_watch import wait_replaced
-from architect.agent.move_shared import connect_unix
-from architect.agent.vm_parts import VmParts
+from architect.agent.move_shared import close_tunnels, connect_unix, listen_tunnel, parts_of
 from architect.drafter.disk_mirror import DiskMirror
 from architect.drafter.frozen_file import freeze_overlay
 from architect.errors import HostError, UnavailableError
 from architect.migration.handover_plan import MemoryCut, MemoryProgress, MirrorProgress, RoundStats
-from architect.migration.source_actions import MIRROR_TUNNEL, POSTCOPY_TUNNEL
 from architect.model.compression import Compression
 from architect.model.ids import MigrationId
 from architect.silo import memory_messages as m
 from architect.silo.memory_client import MemoryProcess
 
 _SENDING = ("sending", "serving")
-
-
-def parts_of(vm: HostedVm) -> VmParts:
-    """The VM's running parts.
-
-    Raises:
-        HostError: they are gone.
-    """
-    if vm.parts is None:
-        raise HostError(f"vm {vm.record.request.name}", "its processes are gone from this host", "see `architect events`")
-    return vm.parts
 
 
 class SourceMachine:
@@ -250,21 +237,13 @@ class SourceMemory:
 
     async def tunnel_listen(self, name: str) -> str:
         """As the port says."""
-        path = str(self._vm.folder.memory / f"{name}.sock")
-        await parts_of(self._vm).memory.tunnel_listen(name, path)
-        return path
+        return await listen_tunnel(self._vm, name)
 
     async def tunnel_serve(self, name: str, path: str) -> None:
         """As the port says."""
         await parts_of(self._vm).memory.tunnel_serve(name, path)
         if (outgoing := self._outgoing()) is not None:
             self._note(msgspec.structs.replace(outgoing, served=(name, path)))
-
-
-async def close_tunnels(memory: MemoryProcess) -> None:
-    """Close the tunnels of an earlier move."""
-    for name in (MIRROR_TUNNEL, POSTCOPY_TUNNEL):
-        await memory.tunnel_close(name)
 
 
 def _stats(stats: m.RoundStats) -> RoundStats:

@@ -12,8 +12,7 @@ from architect.agent.disk_arrival import DiskArrival
 from architect.agent.host import Host
 from architect.agent.hosted_vm import HostedVm
 from architect.agent.memory_watch import wait_replaced
-from architect.agent.move_shared import connect_unix
-from architect.agent.move_source import close_tunnels, parts_of
+from architect.agent.move_shared import close_tunnels, connect_unix, listen_tunnel, parts_of
 from architect.agent.vm_parts import start_incoming
 from architect.drafter.disk_export import start_incoming_export, stop_exports
 from architect.drafter.disk_postcopy import attach_remote
@@ -123,9 +122,7 @@ class TargetMachine:
 
     async def _connect_disk(self) -> socket.socket:
         """Another way to the source's disk: through the memory process that there is now."""
-        path = str(self._vm.folder.memory / f"{POSTCOPY_TUNNEL}.sock")
-        await parts_of(self._vm).memory.tunnel_listen(POSTCOPY_TUNNEL, path)
-        return connect_unix(path)
+        return connect_unix(await listen_tunnel(self._vm, POSTCOPY_TUNNEL))
 
     async def run_hook(self, name: str) -> None:
         """As the port says."""
@@ -205,9 +202,7 @@ class TargetMemory:
 
     async def tunnel_listen(self, name: str) -> str:
         """As the port says."""
-        path = str(self._vm.folder.memory / f"{name}.sock")
-        await parts_of(self._vm).memory.tunnel_listen(name, path)
-        return path
+        return await listen_tunnel(self._vm, name)
 
     async def tunnel_connect(self, name: str, path: str) -> None:
         """As the port says."""

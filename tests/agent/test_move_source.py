@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
+
+import pytest
 
 from architect.agent.move_source import SourceMemory
+from architect.agent.move_target import TargetMemory
 from architect.agent.vm_record import VmFolder
+from architect.errors import HostError
 from architect.model.compression import Compression
 from architect.model.ids import MigrationId, VmId
 from architect.silo import memory_messages as m
@@ -41,6 +45,9 @@ class _Memory:
 
     async def tunnel_serve(self, name: str, path: str) -> None:
         self.told.append((name, path))
+
+    async def tunnel_listen(self, name: str, path: str) -> None:
+        self.told.append((name, "listen", path))
 
     async def tunnel_close(self, name: str) -> None:
         pass
@@ -118,6 +125,25 @@ def test_a_memory_process_that_is_replaced_when_memory_is_done_carries_the_disk_
         assert another.told == [(MOVE, "again"), ("disk", "/overlay.qcow2")]
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("is_target", [False, True])
+def test_a_tunnel_listens_in_the_folder_of_the_memory_process_at_both_ends(tmp_path: Path, is_target: bool) -> None:
+    async def scenario() -> None:
+        memory = _Memory()
+        agent, vm = _agent_and_vm(tmp_path, memory)
+        path = await (TargetMemory(cast("Any", None), vm) if is_target else agent).tunnel_listen("disk")
+        assert path == str(vm.folder.memory / "disk.sock")
+        assert memory.told == [("disk", "listen", path)]
+
+    asyncio.run(scenario())
+
+
+def test_a_tunnel_of_a_vm_whose_processes_are_gone_is_a_named_error(tmp_path: Path) -> None:
+    agent, vm = _agent_and_vm(tmp_path, _Memory())
+    vm.parts = None
+    with pytest.raises(HostError, match="gone from this host"):
+        asyncio.run(agent.tunnel_listen("disk"))
 
 
 def test_a_move_that_is_undone_leaves_nothing_to_open_again(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import contextlib
 import grp
 import os
 import resource
-import select
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from architect.errors import HostError, NotFoundError
-from architect.runtime.process_end import exit_status
+from architect.runtime.process_end import exit_status, has_ended
 from architect.runtime.processes import identify_process
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -77,7 +76,7 @@ class QemuProcess:
     @property
     def is_running(self) -> bool:
         """Whether the process has not ended."""
-        return self._pidfd >= 0 and not select.select([self._pidfd], [], [], 0)[0]
+        return self._pidfd >= 0 and not has_ended(self._pidfd)
 
     @property
     def is_ending(self) -> bool:

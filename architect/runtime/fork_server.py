@@ -31,6 +31,7 @@ from collections.abc import Callable
 import msgspec
 
 from architect.errors import HostError
+from architect.runtime.process_end import has_ended
 
 READY = b"ready"
 REQUEST_BYTES_MAX = 64 << 10
@@ -49,9 +50,7 @@ class ForkedProcess:
 
     def has_ended(self) -> bool:
         """Whether it is gone."""
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(0))
+        return has_ended(self._pidfd)
 
     def kill(self) -> None:
         """SIGKILL, to exactly this process. Idempotent."""

@@ -1,4 +1,4 @@
-"""How a process has ended: its status by a pidfd, also where it never was our child, and in words for who is told.
+"""Whether a process has ended, and how: its status by a pidfd, also where it never was our child, and in words for who is told.
 
 Source: linux/pidfd.h, PIDFD_GET_INFO with PIDFD_INFO_EXIT (Linux 6.15): known from the moment its parent has reaped it.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import signal
 import struct
 
@@ -15,6 +16,13 @@ _INFO_BYTES = 64
 _GET_INFO = 0xC000FF0B | _INFO_BYTES << 16
 _INFO_EXIT = 1 << 3
 _MASK, _STATUS = struct.Struct("=Q"), struct.Struct("=60xi")
+
+
+def has_ended(pidfd: int, patience_s: float = 0.0) -> bool:
+    """Whether the process is gone with all its threads; waits for that as long as told, and blocks. A zombie is gone."""
+    poll = select.poll()  # select(2) refuses descriptors from 1024 on, and a host of many VMs has them
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(patience_s * 1000))
 
 
 def exit_status(pidfd: int) -> int | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 import signal
 import subprocess
 import time
@@ -21,6 +20,7 @@ import msgspec
 
 from architect.errors import HostError
 from architect.runtime.namespaces import NamespaceIdentity, run_in_namespace
+from architect.runtime.process_end import has_ended
 
 KILL_WAIT_S = 10.0
 _SCAN_PAUSE_S = 0.02
@@ -229,8 +229,6 @@ def _wait_all(processes: list[ProcessIdentity], patience_s: float) -> None:
     for process in processes:
         descriptor = open_pidfd(process)
         if descriptor is not None:
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            poll.poll(max(0.0, end_s - time.monotonic()) * 1000)
+            has_ended(descriptor, max(0.0, end_s - time.monotonic()))
             os.close(descriptor)
     time.sleep(_SCAN_PAUSE_S if any(map(is_alive, processes)) else 0)

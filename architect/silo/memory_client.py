@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import msgspec
 
 from architect.errors import ArchitectError, HostError, UnavailableError
 from architect.runtime.fork_server import ForkServer
-from architect.runtime.process_end import ending, exit_status
+from architect.runtime.process_end import ending, exit_status, has_ended
 from architect.runtime.rpc import Channel, open_channel
 from architect.silo import memory_messages as m
 from architect.silo.memory_role import MemoryRole
@@ -125,7 +124,7 @@ class MemoryProcess:
 
     def how_it_ended(self) -> str:
         """The process's end in words, to follow its name; "" while it lives, and after `close`."""
-        if self._pidfd < 0 or not select.select([self._pidfd], [], [], 0)[0]:
+        if self._pidfd < 0 or not has_ended(self._pidfd):
             return ""
         return ending(exit_status(self._pidfd))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -9,7 +10,10 @@ import sys
 
 import pytest
 
-from architect.runtime.process_end import ending, exit_status
+from architect.runtime.process_end import ending, exit_status, has_ended
+
+SELECT_MAX = 1024
+PATIENCE_S = 20.0
 
 
 def _kernel() -> tuple[int, ...]:
@@ -27,6 +31,22 @@ def test_the_status_of_anybodys_child_is_known_once_it_was_reaped(last: str, sta
         child.communicate()
         assert exit_status(pidfd) == status == child.returncode
     finally:
+        os.close(pidfd)
+
+
+def test_an_end_is_seen_by_a_descriptor_of_any_number() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    pidfd = os.pidfd_open(child.pid)
+    high = fcntl.fcntl(pidfd, fcntl.F_DUPFD_CLOEXEC, SELECT_MAX)
+    try:
+        assert not has_ended(high), "it lives"
+        assert child.stdin is not None
+        child.stdin.close()
+        assert has_ended(high, PATIENCE_S), "and is a zombie"
+        child.wait()
+        assert has_ended(high) and has_ended(pidfd)
+    finally:
+        os.close(high)
         os.close(pidfd)
 
 

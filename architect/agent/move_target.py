@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import socket
-from pathlib import Path
 
 from architect.agent.disk_arrival import DiskArrival
 from architect.agent.host import Host
@@ -24,10 +23,7 @@ from architect.migration.target_ports import MemoryListener, NeverRanError
 from architect.model.handover_span import Span
 from architect.model.ids import MigrationId
 from architect.model.vm_spec import VmSpec
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+from architect.runtime.boot import boot_id
 
 
 class TargetMachine:
@@ -48,7 +44,7 @@ class TargetMachine:
             cause = f"cannot build the VM's hardware: {error.cause}"
             raise IncompatibleError(f"host {self._host.config.name}", cause, "choose another target host") from error
         self._vm.parts = parts
-        self._vm.folder.note_halted(_boot_id())
+        self._vm.folder.note_halted(boot_id())
         self._vm.keep_memory(self._group, parts)
         return str(await start_incoming_export(parts.machine))
 
@@ -95,7 +91,7 @@ class TargetMachine:
             if not was_halted:
                 raise
             with contextlib.suppress(HostError):  # a full disk: then only this agent knows
-                folder.note_halted(_boot_id())
+                folder.note_halted(boot_id())
             self._is_ours = False
             why = self._vm.what_ended() or error.cause
             raise self._never_ran(f"its QEMU refused to run it on host {self._host.config.name}: {why}") from error
@@ -109,7 +105,7 @@ class TargetMachine:
     def _is_certainly_halted(self) -> bool:
         """Whether nobody has told QEMU to run. The note is not flushed: it counts only as long as this machine has not rebooted."""
         try:
-            return self._vm.folder.halted.read_text() == _boot_id()
+            return self._vm.folder.halted.read_text() == boot_id()
         except OSError:
             return False
 

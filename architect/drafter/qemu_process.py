@@ -21,10 +21,10 @@ from pathlib import Path
 import msgspec
 
 from architect.errors import HostError, NotFoundError
+from architect.runtime.boot import boot_id
 from architect.runtime.process_end import exit_status, has_ended
 from architect.runtime.processes import identify_process
 
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 OOM_SCORE = 300  # the kernel takes a VM before it takes the agent, which is needed to save the others
 NICE = 5
 RUN_DIR_VARIABLE = "ARCHITECT_RUN_DIR"
@@ -195,7 +195,7 @@ def identity_of(pid: int) -> ProcessIdentity:
     except FileNotFoundError as error:
         raise ProcessLookupError(pid) from error
     fields = stat[stat.rindex(b")") + 2 :].split()
-    return ProcessIdentity(pid, int(fields[19]), BOOT_ID.read_text().strip())
+    return ProcessIdentity(pid, int(fields[19]), boot_id())
 
 
 def find_process(identity: ProcessIdentity) -> QemuProcess:

@@ -17,10 +17,10 @@ from pathlib import Path
 import msgspec
 
 from architect.pvm.kvm_probe import DEVICE, KvmProbe
+from architect.runtime.boot import boot_id
 
 LOOP_NS_MAX = 50.0
 PROBE_TIMEOUT_S = 5.0
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _FILE = "accelerator.json"
 _VERSION = 1
 
@@ -52,16 +52,16 @@ _PROBE_DECODER = msgspec.json.Decoder(KvmProbe)
 
 async def detect_accelerator(cache_dir: Path, *, device: str = DEVICE) -> Accelerator:
     """The accelerator of this host; runs the probe once a boot (milliseconds) and keeps its answer in `cache_dir`. Never raises."""
-    boot_id, exists = _BOOT_ID.read_text().strip(), os.path.exists(device)
+    boot, exists = boot_id(), os.path.exists(device)
     path = cache_dir / _FILE
     try:
         kept = _KEPT_DECODER.decode(path.read_bytes())
-        if (kept.version, kept.boot_id, kept.device) == (_VERSION, boot_id, exists):
+        if (kept.version, kept.boot_id, kept.device) == (_VERSION, boot, exists):
             return kept.accelerator
     except (OSError, msgspec.DecodeError):
         pass  # nothing was kept, or by another version
     accelerator = judge(await _run_probe() if exists else KvmProbe(error="there is none"), device)
-    _keep(path, _Kept(_VERSION, boot_id, exists, accelerator))
+    _keep(path, _Kept(_VERSION, boot, exists, accelerator))
     return accelerator
 
 

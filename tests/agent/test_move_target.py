@@ -14,9 +14,10 @@ from architect.agent.vm_record import VmFolder
 from architect.drafter.qmp import QmpRefusedError
 from architect.migration.target_ports import NeverRanError
 from architect.model.ids import VmId
+from architect.runtime.boot import boot_id
 
 VM = VmId("vm-000000000001")
-BOOT = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+BOOT = boot_id()
 
 
 class _Machine:

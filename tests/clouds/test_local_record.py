@@ -17,11 +17,11 @@ from architect.clouds.local.record import (
     PresenceState,
     RecordStore,
     agent_name,
-    boot_id,
     read_record,
     write_record,
 )
 from architect.errors import ConflictError, HostError, NotFoundError
+from architect.runtime.boot import boot_id
 from architect.runtime.processes import ProcessIdentity
 from tests.clouds.metadata_fixture import posted
 

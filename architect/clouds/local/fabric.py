@@ -13,8 +13,9 @@ from architect.clouds.local.demolition import clear_remains, has_unseen_hosts
 from architect.clouds.local.layout import PROVIDERS, FabricLayout, StateFolder
 from architect.clouds.local.network import claim_index, ensure_edge, ensure_internet
 from architect.clouds.local.options import LocalOptions
-from architect.clouds.local.record import RECORD_VERSION, FabricRecord, PresenceState, RecordStore, boot_id, read_record
+from architect.clouds.local.record import RECORD_VERSION, FabricRecord, PresenceState, RecordStore, read_record
 from architect.errors import ConflictError, HostError
+from architect.runtime.boot import boot_id
 from architect.runtime.namespaces import identify_namespace, namespace_path
 from architect.runtime.processes import identify_process
 

@@ -15,10 +15,10 @@ import msgspec
 
 from architect.errors import HostError, NotFoundError
 from architect.model.notice import NoticeKind
+from architect.runtime.boot import boot_id
 from architect.runtime.processes import ProcessIdentity
 
 RECORD_VERSION = 1
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class PresenceState(StrEnum):
@@ -85,11 +85,6 @@ _FABRIC_RECORD_DECODER = msgspec.json.Decoder(FabricRecord)
 def agent_name(host: str) -> str:
     """How the process of a host's agent is called in records and log files."""
     return f"agent-{host}"
-
-
-def boot_id() -> str:
-    """Which boot of the machine this is."""
-    return _BOOT_ID.read_text().strip()
 
 
 def read_record(path: Path) -> FabricRecord | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from architect.drafter.qemu_process import ProcessIdentity
+from architect.drafter.qemu_process import QemuIdentity
 from architect.errors import NotFoundError
 from architect.model.vm_spec import MachineSpec
 
@@ -64,7 +64,7 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What an agent that comes back needs to know of a machine that another one started."""
 
     name: str
-    process: ProcessIdentity
+    process: QemuIdentity
     spec: MachineSpec
     has_uffd: bool
     host_fsync: bool

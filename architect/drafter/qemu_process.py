@@ -23,7 +23,7 @@ import msgspec
 from architect.errors import HostError, NotFoundError
 from architect.runtime.boot import boot_id
 from architect.runtime.process_end import exit_status, has_ended
-from architect.runtime.processes import identify_process
+from architect.runtime.processes import identify_process, pidfd_where, read_start
 
 OOM_SCORE = 300  # the kernel takes a VM before it takes the agent, which is needed to save the others
 NICE = 5
@@ -34,8 +34,11 @@ HARMLESS = ("has no peer", "Expected vmdescription section", "Use -machine help"
 UFFD_NUMBER = 900  # where native/uffd_shim.c leaves the userfaultfd
 
 
-class ProcessIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A process of this boot; `start_ticks` is field 22 of proc_pid_stat(5)."""
+class QemuIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A QEMU, as its record names it over boots; `start_ticks` is field 22 of proc_pid_stat(5).
+
+    No `runtime.processes.ProcessIdentity`, to which a zombie is gone: while threads of a QEMU run, they may write to its disk.
+    """
 
     pid: int
     start_ticks: int
@@ -53,7 +56,7 @@ class Jail(msgspec.Struct, frozen=True):
 class QemuProcess:
     """A running (or ended) QEMU, held by a pidfd."""
 
-    def __init__(self, identity: ProcessIdentity, pidfd: int, child: subprocess.Popen[bytes] | None) -> None:
+    def __init__(self, identity: QemuIdentity, pidfd: int, child: subprocess.Popen[bytes] | None) -> None:
         self.identity = identity
         self._pidfd = pidfd
         self._child = child
@@ -184,50 +187,53 @@ def _open(opened: contextlib.ExitStack, path: str | Path, flags: int, next_step:
     return descriptor
 
 
-def identity_of(pid: int) -> ProcessIdentity:
+def identity_of(pid: int) -> QemuIdentity:
     """Who a live process is.
 
     Raises:
         ProcessLookupError: there is no such process.
+        HostError: it cannot be looked at.
     """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except FileNotFoundError as error:
-        raise ProcessLookupError(pid) from error
-    fields = stat[stat.rindex(b")") + 2 :].split()
-    return ProcessIdentity(pid, int(fields[19]), boot_id())
+    if (start := read_start(pid)) is None:
+        raise ProcessLookupError(pid)
+    return QemuIdentity(pid, start[0], boot_id())
 
 
-def find_process(identity: ProcessIdentity) -> QemuProcess:
+def find_process(identity: QemuIdentity) -> QemuProcess:
     """Take hold of a process that an earlier agent started.
 
     Raises:
         NotFoundError: it has ended, or the host was booted since.
+        HostError: it cannot be looked at; it may run.
     """
-    try:
-        pidfd = os.pidfd_open(identity.pid)
-        try:
-            # Compared after the pidfd exists: from here on the pid cannot become another's behind our back.
-            if identity_of(identity.pid) != identity:
-                raise ProcessLookupError(identity.pid)
-        except BaseException:
-            os.close(pidfd)
-            raise
-    except ProcessLookupError as error:
-        raise NotFoundError(f"QEMU process {identity.pid}", "it has ended", "start the VM again") from error
+    pidfd = pidfd_where(identity.pid, lambda: _is_still(identity))
+    if pidfd is None:
+        raise NotFoundError(f"QEMU process {identity.pid}", "it has ended", "start the VM again")
     return QemuProcess(identity, pidfd, None)
 
 
+def _is_still(identity: QemuIdentity) -> bool:
+    try:
+        return identity_of(identity.pid) == identity
+    except ProcessLookupError:
+        return False
+
+
 def find_unrecorded(run_dir: Path) -> QemuProcess | None:
-    """The process that `spawn` started for `run_dir`, found by its environment (some milliseconds; the record is the usual way)."""
+    """The process that `spawn` started for `run_dir`, found by its environment (some milliseconds; the record is the usual way).
+
+    Raises:
+        HostError: the processes cannot be looked through; it may be there.
+    """
     note = f"{RUN_DIR_VARIABLE}={run_dir.absolute()}".encode()
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                if note in (folder / "environ").read_bytes().split(b"\0"):
-                    return find_process(identity_of(int(folder.name)))
-            except (OSError, NotFoundError):
-                continue
+    try:
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError, NotFoundError):
+                    if note in (folder / "environ").read_bytes().split(b"\0"):
+                        return find_process(identity_of(int(folder.name)))
+    except OSError as error:
+        raise HostError("/proc", f"cannot be looked through: {error.strerror}", "see the limit of open files") from error
     return None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from architect.runtime.process_end import has_ended
 
 KILL_WAIT_S = 10.0
 _SCAN_PAUSE_S = 0.02
+_NO_PROCESS = (errno.ESRCH, errno.EINVAL, errno.ENOENT)  # of pidfd_open(2): nobody has the pid, or another process's thread
 
 
 class ProcessIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,15 +52,31 @@ class SpawnOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     environment: Mapping[str, str] = {}
 
 
-def identify_process(pid: int) -> ProcessIdentity | None:
-    """Who has that pid now; None if nobody, or a zombie."""
+def read_start(pid: int) -> tuple[int, bool] | None:
+    """The start, in ticks, of who has that pid now, and whether its main thread runs; None if nobody has it (or hides: hidepid).
+
+    A process whose main thread has ended is a zombie by its pid, and may have other threads that run on.
+
+    Raises:
+        HostError: that cannot be read, which says nothing of the process.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
-    if not fields or fields[0] in (b"Z", b"X"):
-        return None
-    return ProcessIdentity(pid, int(fields[19]))
+    except OSError as error:
+        raise _unknown(pid, error) from error
+    return (int(fields[19]), fields[0] not in (b"Z", b"X")) if fields else None
+
+
+def identify_process(pid: int) -> ProcessIdentity | None:
+    """Who has that pid now; None if nobody, or a zombie.
+
+    Raises:
+        HostError: as `read_start`.
+    """
+    start = read_start(pid)
+    return ProcessIdentity(pid, start[0]) if start is not None and start[1] else None
 
 
 def is_alive(process: ProcessIdentity) -> bool:
@@ -96,15 +114,41 @@ def spawn_process(options: SpawnOptions) -> tuple[ProcessIdentity, subprocess.Po
 
 
 def open_pidfd(process: ProcessIdentity) -> int | None:
-    """A pidfd of exactly this process, or None if it is gone. The caller closes it."""
+    """A pidfd of exactly this process, or None if it is gone. The caller closes it.
+
+    Raises:
+        HostError: there is none to be had, which says nothing of the process.
+    """
+    return pidfd_where(process.pid, lambda: identify_process(process.pid) == process)
+
+
+def pidfd_where(pid: int, is_wanted: Callable[[], bool]) -> int | None:
+    """A pidfd of who has that pid, if it is the one that is wanted; None if it is not, or gone. The caller closes it.
+
+    It is asked after the pidfd is there: from then on the pid cannot become another's behind our back.
+
+    Raises:
+        HostError: there is none to be had, which says nothing of the process.
+    """
     try:
-        descriptor = os.pidfd_open(process.pid)
-    except OSError:
-        return None
-    if identify_process(process.pid) != process:
+        descriptor = os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in _NO_PROCESS:
+            return None
+        raise _unknown(pid, error) from error
+    try:
+        is_it = is_wanted()
+    except BaseException:
+        os.close(descriptor)
+        raise
+    if not is_it:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def _unknown(pid: int, error: OSError) -> HostError:
+    return HostError(f"process {pid}", f"cannot be looked at: {error.strerror}", "see the limits of open files and of memory")
 
 
 def send_signal(process: ProcessIdentity, number: signal.Signals) -> bool:
@@ -140,7 +184,7 @@ async def stop_process(process: ProcessIdentity, grace_s: float) -> None:
     """Ask it to end (SIGTERM), after `grace_s` make it (SIGKILL); returns when it is gone. Idempotent.
 
     Raises:
-        HostError: it does not even die of SIGKILL.
+        HostError: it does not even die of SIGKILL, or cannot be looked at.
     """
     for number, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, KILL_WAIT_S)):
         if patience_s <= 0:

@@ -7,13 +7,16 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from architect.drafter.qemu_process import QemuProcess, find_process, identity_of
-from architect.errors import NotFoundError
+from architect.drafter.qemu_process import QemuProcess, find_process, find_unrecorded, identity_of
+from architect.errors import HostError, NotFoundError
+from tests.open_files import no_more_files
 
 SELECT_MAX = 1024
 PATIENCE_S = 20.0
@@ -39,6 +42,30 @@ def test_a_process_is_found_by_pid_start_and_boot_together(stranger: subprocess.
     for wrong in ({"start_ticks": identity.start_ticks - 1}, {"boot_id": "another"}):
         with pytest.raises(NotFoundError, match="it has ended"):
             find_process(msgspec.structs.replace(identity, **wrong))
+
+
+def test_a_pid_that_was_given_to_a_thread_of_another_process_is_no_qemu() -> None:
+    leave = threading.Event()
+    thread = threading.Thread(target=leave.wait)
+    thread.start()
+    try:
+        assert thread.native_id is not None
+        with pytest.raises(NotFoundError, match="it has ended"):
+            find_process(identity_of(thread.native_id))
+    finally:
+        leave.set()
+        thread.join()
+
+
+def test_a_process_that_cannot_be_looked_at_is_not_called_ended(stranger: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    identity = identity_of(stranger.pid)
+    with no_more_files():
+        with pytest.raises(HostError, match="Too many open files"):
+            find_process(identity)
+        with pytest.raises(HostError, match="Too many open files"):
+            find_unrecorded(tmp_path)
+    find_process(identity).close()
+    assert find_unrecorded(tmp_path) is None
 
 
 def test_a_process_is_seen_to_run_and_to_end_by_a_descriptor_of_any_number(stranger: subprocess.Popen[bytes]) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import msgspec
@@ -30,6 +31,7 @@ from architect.runtime.processes import (
     stop_process,
     wait_exit,
 )
+from tests.open_files import no_more_files
 
 SLEEP = (sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)")
 STUBBORN = (
@@ -75,6 +77,33 @@ def test_a_pid_that_was_given_to_another_process_is_never_hit(tmp_path: Path) ->
         assert not send_signal(earlier, signal.SIGKILL)
         asyncio.run(stop_process(earlier, 1))
         assert child.poll() is None
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_pid_that_was_given_to_a_thread_of_another_process_is_gone() -> None:
+    leave = threading.Event()
+    thread = threading.Thread(target=leave.wait)
+    thread.start()
+    try:
+        assert thread.native_id is not None
+        found = identify_process(thread.native_id)
+        assert found is not None, "/proc has threads, too, if one asks for them"
+        assert open_pidfd(found) is None and not send_signal(found, signal.SIGKILL)
+    finally:
+        leave.set()
+        thread.join()
+
+
+def test_a_process_that_cannot_be_looked_at_is_not_called_gone(tmp_path: Path) -> None:
+    process, child = spawn(tmp_path, SLEEP)
+    try:
+        with no_more_files():
+            for look in (is_alive, open_pidfd, lambda it: send_signal(it, signal.SIGKILL)):
+                with pytest.raises(HostError, match="Too many open files"):
+                    look(process)
+        assert is_alive(process)
     finally:
         child.kill()
         child.wait()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from architect.clouds.local.layout import StateFolder
+from architect.model.sizes import MIB
 from architect.testing.sample_images import busybox_image
 from tests.host.fabric_rig import FabricRig, fabric
 from tests.host.fault_rig import TICKS, FaultRig
+from tests.host.file_systems import tmpfs
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(300)]
 
@@ -46,27 +46,17 @@ def busybox(tmp_path_factory: pytest.TempPathFactory) -> str:
     return busybox_image(tmp_path_factory.mktemp("images") / "oci")
 
 
-@contextlib.contextmanager
-def small_disk(rig: FabricRig, host: str, mib: int) -> Iterator[Path]:
-    """The host's VMs are on a file system of that size while the block runs; nothing was on it before."""
-    folder = StateFolder(rig.state_dir).host(host) / "state" / "vms"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=711", "tmpfs", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_a_target_without_room_on_its_disk_is_named_before_a_move_and_in_its_middle(
     rig: FabricRig, faults: FaultRig, busybox: str
 ) -> None:
     vm = rig.run(busybox, "roomy", "--host", SOURCE, "--publish", "7777:7777", *TICKS)["id"]
     written = rig.command("exec", "roomy", "--", "sh", "-c", "dd if=/dev/urandom of=/data bs=1M count=24 && sync")
     assert written.returncode == 0, written.stderr
-    with small_disk(rig, TARGET, 32) as folder:
+    vms = StateFolder(rig.state_dir).host(TARGET) / "state" / "vms"
+    with tmpfs(vms, 32 * MIB) as folder:
         refused = rig.command("migrate", "roomy", "--to", TARGET)
         assert (refused.returncode, f"host {TARGET}: its file system {folder} has" in refused.stderr) == (10, True), refused.stderr
-    with small_disk(rig, TARGET, 96) as folder:
+    with tmpfs(vms, 96 * MIB) as folder:
         with faults.held("roomy", SOURCE, TARGET, "source-bulk") as move:
             with (folder / "filler").open("wb") as filler, contextlib.suppress(OSError):
                 while True:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
@@ -19,32 +18,28 @@ import pytest
 from _pytest.mark import ParameterSet
 
 from architect.clouds.local.layout import StateFolder
+from architect.model.sizes import GIB
 from architect.testing.sample_images import witness_image
 from tests.host.fabric_rig import fabric
 from tests.host.fault_cells import HOSTS, CellResult, Fleet, run
 from tests.host.fault_rig import FaultRig
 from tests.host.fault_table import IN_EVERY_RUN, Strike, Victim, complete, covering
+from tests.host.file_systems import LOOP_DEVICES, ext4, skip_without_loop_devices
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(600)]
 
-DISK_MIB = 1024
+DISK_BYTES = GIB
 AT_ONCE = 8
-LOOP_DEVICES = Path("/dev/loop-control")
 RESULTS = Path("out") / "fault-matrix.jsonl"
 
 
 @contextlib.contextmanager
 def disks(root: Path) -> Iterator[None]:
-    """The VMs' folders of both hosts on file systems of DISK_MIB each: what can be full. Not so without loop devices."""
+    """The VMs' folders of both hosts on file systems of DISK_BYTES each: what can be full. Not so without loop devices."""
     with contextlib.ExitStack() as mounted:
         for host in HOSTS if LOOP_DEVICES.exists() else ():
-            folder, image = StateFolder(root).host(host) / "state" / "vms", root / f"{host}.ext4"
-            with image.open("wb") as file:
-                file.truncate(DISK_MIB << 20)
-            subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
-            subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=True)
-            mounted.callback(subprocess.run, ["umount", "-l", str(folder)], check=True)
-            folder.chmod(0o711)
+            folder = StateFolder(root).host(host) / "state" / "vms"
+            mounted.enter_context(ext4(folder, root / f"{host}.ext4", DISK_BYTES))
         yield
 
 
@@ -73,8 +68,8 @@ def show(results: list[CellResult]) -> None:
 
 def assert_holds(fleet: Fleet, strike: Strike) -> None:
     """The cells come to what they may come to; all are tried before any fails."""
-    if any(victim is Victim.DISK_FULL for victim, _ in strike.cells) and not LOOP_DEVICES.exists():
-        pytest.skip(f"needs {LOOP_DEVICES}: a full disk is a file system of its own")
+    if any(victim is Victim.DISK_FULL for victim, _ in strike.cells):
+        skip_without_loop_devices()
     results = run(fleet, strike.cells)
     show(results)
     faults = [f"{result.victim} × {result.column}: {result.fault}" for result in results if result.fault]

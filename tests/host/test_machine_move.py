@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +39,7 @@ from architect.errors import ConflictError, HostError, OutcomeUnknownError
 from architect.model.sizes import GIB, MIB
 from architect.silo.nbd_server import ServedFile
 from tests.host import machine_rig as rig
+from tests.host.file_systems import ext4, fail_writes, skip_without_loop_devices, tmpfs
 
 pytestmark = pytest.mark.host
 
@@ -390,31 +389,8 @@ def test_the_file_of_a_running_guest_is_not_offered_and_that_of_a_stopped_one_is
     asyncio.run(scenario())
 
 
-@contextlib.contextmanager
-def failing_file_system(root: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """A small file system, and what makes every write to it fail from then on."""
-    if not Path("/dev/loop-control").exists():
-        pytest.skip("needs /dev/loop-control: a file system of its own")
-    image, folder = root / "small.ext4", root / "small"
-    folder.mkdir()
-    with image.open("wb") as file:
-        file.truncate(8 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
-    subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=True)
-
-    def fail() -> None:
-        descriptor = os.open(folder, os.O_RDONLY)
-        fcntl.ioctl(descriptor, 0x8004587D, struct.pack("I", 2))  # linux/fs.h: EXT4_IOC_SHUTDOWN, without a flush of its log
-        os.close(descriptor)
-
-    try:
-        yield folder, fail
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_a_disk_whose_index_the_host_cannot_write_is_not_called_whole(boot: BootFiles, tmp_path: Path) -> None:
-    async def scenario(small: Path, fail: Callable[[], None]) -> None:
+    async def scenario(small: Path) -> None:
         overlay = small / "overlay.qcow2"
         await create_overlay(overlay, rig.DISK_BYTES)
         disk = msgspec.structs.replace(rig.disk(tmp_path), overlay=overlay)
@@ -424,13 +400,14 @@ def test_a_disk_whose_index_the_host_cannot_write_is_not_called_whole(boot: Boot
                 assert await freeze_overlay(machine) == overlay
                 write = {"command-line": f'qemu-io -d {DISK} "write -P 0x5a 0 64k"'}
                 await machine.qmp.execute("human-monitor-command", write)  # the data is in the file, its index in QEMU
-                fail()
+                fail_writes(small)
                 await machine.pause()  # writes the index, too, and says nothing of what it could not write
                 with pytest.raises(HostError, match="Input/output error"):
                     await freeze_overlay(machine)
 
-    with failing_file_system(tmp_path) as (small, fail):
-        asyncio.run(scenario(small, fail))
+    skip_without_loop_devices()
+    with ext4(tmp_path / "small", tmp_path / "small.ext4", 8 * MIB) as small:
+        asyncio.run(scenario(small))
 
 
 def test_a_remote_that_is_no_overlay_leaves_the_disk_as_it_was(boot: BootFiles, tmp_path: Path) -> None:
@@ -542,17 +519,6 @@ def test_no_read_of_a_disk_whose_source_is_gone_is_answered_with_bytes_that_nobo
     asyncio.run(scenario())
 
 
-@contextlib.contextmanager
-def small_file_system(folder: Path, size_bytes: int) -> Iterator[Path]:
-    """A file system of that size, mounted there."""
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_bytes},mode=755", "none", folder], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
-
-
 def test_a_guest_that_is_told_to_go_on_again_and_again_on_a_full_disk_loses_nothing(busy: BusyGuest, tmp_path: Path) -> None:
     async def scenario(folder: Path) -> None:
         async with busy.running(folder / "a") as guest:
@@ -572,7 +538,7 @@ def test_a_guest_that_is_told_to_go_on_again_and_again_on_a_full_disk_loses_noth
                     await asyncio.sleep(0.5)
             await assert_guest_is_well(guest, rig.alive(guest.folder))
 
-    with small_file_system(tmp_path / "full", 8 * MIB) as folder:
+    with tmpfs(tmp_path / "full", 8 * MIB) as folder:
         asyncio.run(scenario(folder))
 
 

@@ -21,8 +21,8 @@ SEND_TIMEOUT_S = 10.0
 DEAD_PEER_TIMEOUT_MS = 8000
 ENDURED_SILENCE_MS = 60_000
 _SMALL_BODY_BYTES = 16 << 10
-_TCP_INFO_BYTES_ACKED = struct.Struct("@120xQ")  # linux/tcp.h: struct tcp_info, since Linux 4.1
-_TCP_INFO_LIMITS = struct.Struct("@120xQ40xQQQ")  # also busy, receiver's window limited, send buffer limited (µs); since 4.10
+# linux/tcp.h: struct tcp_info, since Linux 4.10: bytes acked; busy, receiver's window limited, send buffer limited (µs).
+_TCP_INFO_LIMITS = struct.Struct("@120xQ40xQQQ")
 PACKED_PROTOCOL = "architect-memory-zstd"
 
 MessageT = TypeVar("MessageT")
@@ -133,14 +133,10 @@ class StreamConnection:
     @property
     def bytes_acked(self) -> int:
         """How many bytes the peer's kernel has: unlike `bytes_sent` not those that wait in buffers here. Any thread may ask."""
-        try:
-            info = self._tls.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES_ACKED.size)
-        except OSError:
-            return self.bytes_sent
-        return int(_TCP_INFO_BYTES_ACKED.unpack(info)[0])
+        return self.link_reading().acked_bytes
 
     def link_reading(self) -> LinkReading:
-        """How the network has taken what was sent so far."""
+        """How the network has taken what was sent so far. Any thread may ask."""
         try:
             info = self._tls.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_LIMITS.size)
             acked, busy_us, window_us, buffer_us = _TCP_INFO_LIMITS.unpack(info)

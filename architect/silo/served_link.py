@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 
 from architect.errors import ArchitectError
+from architect.silo.exact_bytes import receive_exactly
 from architect.silo.nbd_server import ServedFile
 from architect.silo.stream_connection import StreamConnection
 from architect.silo.tunnel_link import BUFFER_BYTES, CLOSE_TIMEOUT_S
@@ -35,14 +36,9 @@ class ServedLink:
         replies, requests = self._outward.take_socket(), self._inward.take_socket()
 
         def receive(count: int) -> bytes:
-            data = bytearray(count)
-            at = 0
-            while at < count:
-                if (length := requests.recv_into(memoryview(data)[at:])) == 0:
-                    raise ConnectionResetError("the client has gone")
-                at += length
+            data = receive_exactly(requests, count)
             self._count(0, count)
-            return bytes(data)
+            return data
 
         def send(data: memoryview) -> None:
             for at in range(0, len(data), BUFFER_BYTES):

@@ -13,6 +13,7 @@ import struct
 from typing import NamedTuple, TypeVar, cast
 
 from architect.errors import UnavailableError
+from architect.silo.exact_bytes import fill, receive_exactly
 from architect.silo.stream_messages import Refused, StreamMessage, Welcome
 from architect.wire.framing import PREFIX, FrameCodec, FrameError
 
@@ -54,7 +55,6 @@ class StreamConnection:
     def __init__(self, tls: ssl.SSLSocket, peer: str, body_bytes_max: int = 0) -> None:
         self._tls = tls
         self._codec: FrameCodec[StreamMessage] = FrameCodec(StreamMessage, peer)
-        self._prefix = memoryview(bytearray(PREFIX.size))
         self._body = memoryview(bytearray(body_bytes_max))
         self.peer = peer
         self.bytes_sent = 0
@@ -90,17 +90,16 @@ class StreamConnection:
         """
         try:
             self._tls.settimeout(timeout_s)
-            self._fill(self._prefix)
-            head_bytes, body_bytes = self._codec.lengths(bytes(self._prefix))
+            head_bytes, body_bytes = self._codec.lengths(receive_exactly(self._tls, PREFIX.size))
             if body_bytes > len(self._body):
                 raise FrameError(self.peer, f"sent a body of {body_bytes} bytes", "check that it is an Architect of this version")
-            head = bytearray(head_bytes)
-            self._fill(memoryview(head))
+            head = receive_exactly(self._tls, head_bytes)
             body = self._body[:body_bytes]
-            self._fill(body)
+            if fill(self._tls, body) < body_bytes:
+                raise ConnectionResetError("the peer ended it")
         except (OSError, ValueError) as error:
             raise self._lost(error) from error
-        return self._codec.decode(bytes(head)), body
+        return self._codec.decode(head), body
 
     def receive_as(self, kind: type[MessageT], timeout_s: float | None) -> MessageT:
         """The next frame, which has to be of this kind.
@@ -122,13 +121,6 @@ class StreamConnection:
     def fileno(self) -> int:
         """The socket's descriptor, for poll(2)."""
         return self._tls.fileno()
-
-    def _fill(self, buffer: memoryview) -> None:
-        at = 0
-        while at < len(buffer):
-            if (count := self._tls.recv_into(buffer[at:])) == 0:
-                raise ConnectionResetError("the peer ended it")
-            at += count
 
     @property
     def bytes_acked(self) -> int:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from architect.model.compression import Compression
+from architect.silo.exact_bytes import fill
 from architect.silo.packing import Inflater, PackedError, Packing
 from architect.silo.stream_connection import StreamConnection
 
@@ -67,21 +68,14 @@ class ChunkReader:
             PackedError: it is no chunk.
             OSError: the connection broke, or ended within a chunk.
         """
-        if not self._fill(self._head, may_end=True):
+        if not (begun_bytes := fill(self._tls, self._head)):
             return b""
+        if begun_bytes < HEAD.size:
+            raise ConnectionResetError("ended within a chunk")
         size, length = HEAD.unpack(self._head)
         if not 0 < size <= length <= CHUNK_BYTES_MAX:
             raise PackedError(self._peer, f"sent a chunk of {size} bytes for {length}", "check that it is an Architect")
         body = self._buffer[:size]
-        self._fill(body, may_end=False)
+        if fill(self._tls, body) < size:
+            raise ConnectionResetError("ended within a chunk")
         return body if size == length else self._inflater.inflated(body, length)
-
-    def _fill(self, buffer: memoryview, *, may_end: bool) -> bool:
-        at = 0
-        while at < len(buffer):
-            if (count := self._tls.recv_into(buffer[at:])) == 0:
-                if may_end and at == 0:
-                    return False
-                raise ConnectionResetError("ended within a chunk")
-            at += count
-        return True

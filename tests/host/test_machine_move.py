@@ -37,6 +37,7 @@ from architect.drafter.machine_options import BootFiles
 from architect.drafter.overlay import create_overlay
 from architect.errors import ConflictError, HostError, OutcomeUnknownError
 from architect.model.sizes import GIB, MIB
+from architect.silo.exact_bytes import receive_exactly
 from architect.silo.nbd_server import ServedFile
 from tests.host import machine_rig as rig
 from tests.host.file_systems import ext4, fail_writes, skip_without_loop_devices, tmpfs
@@ -154,7 +155,7 @@ def served(file: ServedFile) -> Iterator[socket.socket]:
 
     def serve() -> None:
         with theirs, contextlib.suppress(OSError):
-            file.serve(lambda count: _exactly(theirs, count), theirs.sendall)
+            file.serve(lambda count: receive_exactly(theirs, count), theirs.sendall)
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -162,15 +163,6 @@ def served(file: ServedFile) -> Iterator[socket.socket]:
         yield ours
     finally:
         ours.close()  # QEMU has a duplicate: the server goes on until QEMU, too, has let go of it
-
-
-def _exactly(connection: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        if not (part := connection.recv(count - len(data))):
-            raise ConnectionResetError("ended")
-        data += part
-    return data
 
 
 async def assert_guest_is_well(at: Place, stood_at: int) -> None:

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from architect.drafter.overlay import create_overlay
+from architect.silo.exact_bytes import receive_exactly
 from architect.silo.nbd_server import READ_BYTES_MAX, NbdError, ServedFile, ServedFileError
 
 MIB = 1 << 20
@@ -28,16 +29,7 @@ READ, WRITE, DISCONNECT = 0, 1, 2
 
 def serve(file: ServedFile, connection: socket.socket) -> None:
     """Serve a plain socket, as a link serves a tunnel's connections."""
-
-    def receive(count: int) -> bytes:
-        data = b""
-        while len(data) < count:
-            if not (part := connection.recv(count - len(data))):
-                raise ConnectionResetError("ended")
-            data += part
-        return data
-
-    file.serve(receive, connection.sendall)
+    file.serve(lambda count: receive_exactly(connection, count), connection.sendall)
 
 
 class _Client:
@@ -85,12 +77,7 @@ class _Client:
         return error, b"" if error else self.receive(length)
 
     def receive(self, count: int) -> bytes:
-        data = b""
-        while len(data) < count:
-            part = self.socket.recv(count - len(data))
-            assert part, "the server ended the connection"
-            data += part
-        return data
+        return receive_exactly(self.socket, count)
 
     def close(self) -> Exception | None:
         """End the connection; how the server saw that."""

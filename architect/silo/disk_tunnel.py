@@ -217,8 +217,7 @@ class DiskTunnel:
     def _end_here(self, halves: Halves) -> None:
         """A client of the peer's has come: carry it to our server, or answer it."""
         if self._file is not None:
-            directions = self._directions(halves)
-            self._run(ServedLink(self._file, *directions, self._limit.wait, lambda sent, received: self._count(sent, received, 0)))
+            self._run(ServedLink(self._file, *self._directions(halves), self._limit.wait, self._count))
         else:
             self._run(self._link(self._connect(halves), halves))
 
@@ -256,7 +255,7 @@ class DiskTunnel:
         with self._lock:
             self._links.discard(link)
 
-    def _count(self, sent: int, received: int, saved: int) -> None:
+    def _count(self, *, sent: int = 0, received: int = 0, saved: int = 0) -> None:
         with self._lock:
             self._sent += sent
             self._received += received

@@ -13,7 +13,7 @@ from architect.errors import ArchitectError
 from architect.silo.exact_bytes import receive_exactly
 from architect.silo.nbd_server import ServedFile
 from architect.silo.stream_connection import StreamConnection
-from architect.silo.tunnel_link import BUFFER_BYTES, CLOSE_TIMEOUT_S
+from architect.silo.tunnel_link import BUFFER_BYTES, CLOSE_TIMEOUT_S, Count
 
 _log = logging.getLogger("architect.memory")
 
@@ -22,9 +22,8 @@ class ServedLink:
     """Answers until the peer's client is done, or the link breaks. Parameters as of `TunnelLink`."""
 
     def __init__(
-        self, file: ServedFile, outward: StreamConnection, inward: StreamConnection, pace: Callable[[int], None],
-        count: Callable[[int, int], None],
-    ) -> None:  # fmt: skip
+        self, file: ServedFile, outward: StreamConnection, inward: StreamConnection, pace: Callable[[int], None], count: Count
+    ) -> None:
         self._file = file
         self._outward = outward
         self._inward = inward
@@ -37,7 +36,7 @@ class ServedLink:
 
         def receive(count: int) -> bytes:
             data = receive_exactly(requests, count)
-            self._count(0, count)
+            self._count(received=count)
             return data
 
         def send(data: memoryview) -> None:
@@ -45,7 +44,7 @@ class ServedLink:
                 part = data[at : at + BUFFER_BYTES]
                 self._pace(len(part))
                 replies.sendall(part)
-                self._count(len(part), 0)
+                self._count(sent=len(part))
 
         try:
             for direction in (replies, requests):

@@ -12,6 +12,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
 from architect.errors import PeerError
 from architect.model.compression import Compression
@@ -23,19 +24,25 @@ CLOSE_TIMEOUT_S = 5.0
 _log = logging.getLogger("architect.memory")
 
 
+class Count(Protocol):
+    """Told of bytes as they pass."""
+
+    def __call__(self, *, sent: int = 0, received: int = 0, saved: int = 0) -> None:
+        """So many more have passed; `saved` of those sent were kept off the wire."""
+
+
 class TunnelLink:
     """Moves bytes until both directions have ended.
 
     :param local: the connection to the local program.
     :param outward, inward: the connections that carry its output to the peer, and the peer's to it.
     :param pace: called with a number of bytes before they are sent; returns when they may be.
-    :param count: called with (sent, received, saved) bytes as they pass; `saved` of those sent were kept off the wire.
     :param wish: at the source, what is wished of its output; None at the target.
     """
 
     def __init__(
         self, local: socket.socket, outward: StreamConnection, inward: StreamConnection, pace: Callable[[int], None],
-        count: Callable[[int, int, int], None], wish: Compression | None = None,
+        count: Count, wish: Compression | None = None,
     ) -> None:  # fmt: skip
         self._local = local
         self._outward = outward
@@ -76,13 +83,13 @@ class TunnelLink:
         if self._wish is not None and self._outward.takes_packed:
             chunks = ChunkSender(self._wish, self._outward, self._pace)
             while length := self._local.recv_into(chunks.buffer):
-                self._count(length, 0, chunks.send(length))
+                self._count(sent=length, saved=chunks.send(length))
         else:
             buffer = memoryview(bytearray(BUFFER_BYTES))
             while length := self._local.recv_into(buffer):
                 self._pace(length)
                 tls.sendall(buffer[:length])
-                self._count(length, 0, 0)
+                self._count(sent=length)
         tls.settimeout(CLOSE_TIMEOUT_S)
         tls.unwrap()
 
@@ -93,12 +100,12 @@ class TunnelLink:
             chunks = ChunkReader(tls, self._inward.peer)
             while data := chunks.read():
                 self._local.sendall(data)
-                self._count(0, len(data), 0)
+                self._count(received=len(data))
         else:
             buffer = memoryview(bytearray(BUFFER_BYTES))
             while length := tls.recv_into(buffer):
                 self._local.sendall(buffer[:length])
-                self._count(0, length, 0)
+                self._count(received=length)
         self._local.shutdown(socket.SHUT_WR)
         tls.settimeout(CLOSE_TIMEOUT_S)
         tls.unwrap()

@@ -16,7 +16,7 @@ from architect.model.compression import Compression
 from architect.silo.packing import PackedError
 from architect.silo.stream_connection import LinkReading, StreamConnection
 from architect.silo.tunnel_chunks import CHUNK_BYTES_MAX, HEAD, PACKED_BYTES_MIN, ChunkReader, ChunkSender
-from architect.silo.tunnel_link import TunnelLink
+from architect.silo.tunnel_link import Count, TunnelLink
 
 
 class _Plain(socket.socket):
@@ -127,9 +127,9 @@ class _Link:
         for thread in self.threads:
             thread.start()
 
-    def _counter(self, index: int) -> Any:
-        def count(*numbers: int) -> None:
-            for place, number in enumerate(numbers):
+    def _counter(self, index: int) -> Count:
+        def count(*, sent: int = 0, received: int = 0, saved: int = 0) -> None:
+            for place, number in enumerate((sent, received, saved)):
                 self.counted[index][place] += number
 
         return count

@@ -7,6 +7,7 @@ sent none.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import zstandard
 
@@ -25,21 +26,25 @@ class PackedError(PeerError):
 
 
 class Packing:
-    """The sending side of one stream: compresses what the choice says, and measures for it. `begin`, `pack`, `sent` for each frame.
+    """The sending side of one stream: compresses what the choice says, and measures for it.
+
+    `begin`, `pack`, `wait`, `sent` for each frame; one that is not told to be `sent` is not measured.
 
     :param connection: its peer takes packed bytes.
+    :param now: the clock.
     """
 
-    def __init__(self, wish: Compression, connection: StreamConnection) -> None:
+    def __init__(self, wish: Compression, connection: StreamConnection, now: Callable[[], float] = time.monotonic) -> None:
         self._choice = CompressionChoice(wish)
         self._connection = connection
+        self._now = now
         self._compressor = zstandard.ZstdCompressor(level=LEVEL)
         self.begin()
 
     def begin(self) -> None:
         """A frame begins."""
         self._cost = FrameCost()
-        self._began_s, self._worked_s = time.monotonic(), time.thread_time()
+        self._began_s, self._worked_s = self._now(), time.thread_time()
         self._link = self._connection.link_reading()
 
     def pack(self, body: memoryview) -> bytes | None:
@@ -53,14 +58,20 @@ class Packing:
         self._worked_s += self._cost.pack_s
         return packed if len(packed) < len(body) else None
 
-    def sent(self, wire_bytes: int, limited_s: float) -> None:
-        """The frame is sent; of its time the bandwidth limit took `limited_s`."""
+    def wait(self, pace: Callable[[int], object], wire_bytes: int) -> None:
+        """Wait until this frame may be sent, of that size on the wire: `pace` returns when it may."""
+        asked_s = self._now()
+        pace(wire_bytes)
+        self._cost.limited_s = self._now() - asked_s
+        self._cost.wire_bytes = wire_bytes
+
+    def sent(self) -> None:
+        """The frame is sent."""
         cost, before = self._cost, self._link
         link = self._connection.link_reading()
-        cost.wire_bytes = wire_bytes
-        cost.duration_s = time.monotonic() - self._began_s
+        cost.duration_s = self._now() - self._began_s
         cost.work_s = time.thread_time() - self._worked_s
-        cost.limited_s = min(limited_s + link.limited_s - before.limited_s, cost.duration_s)
+        cost.limited_s = min(cost.limited_s + link.limited_s - before.limited_s, cost.duration_s)
         cost.acked_bytes = link.acked_bytes - before.acked_bytes
         self._choice.took(cost, packed=cost.pack_s > 0)
 

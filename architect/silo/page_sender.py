@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import msgspec
 import numpy as np
 
@@ -100,12 +98,10 @@ class PageSender:
             wire: memoryview | bytes = body
         else:
             frame, wire = PackedPages(message.runs, message.digest, CODEC), packed
-        asked_s = time.monotonic()
-        self._pace(len(wire))
-        limited_s = time.monotonic() - asked_s
+        packing.wait(self._pace, len(wire))
         self.connection.send(frame, wire)
         self.sent.saved_bytes += len(body) - len(wire)
-        packing.sent(len(wire), limited_s)
+        packing.sent()
 
     def send_zeros(self, pages: Pages) -> None:
         """Say that `pages` (ascending, any number) are zeros."""

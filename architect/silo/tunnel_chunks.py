@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ssl
 import struct
-import time
 from collections.abc import Callable
 
 from architect.model.compression import Compression
@@ -41,13 +40,11 @@ class ChunkSender:
         self._packing.begin()
         packed = self._packing.pack(self.buffer[:length]) if length >= PACKED_BYTES_MIN else None
         size = length if packed is None else len(packed)
-        asked_s = time.monotonic()
-        self._pace(size)
-        limited_s = time.monotonic() - asked_s
+        self._packing.wait(self._pace, size)
         HEAD.pack_into(self._frame, 0, size, length)
         self._tls.sendall(self._frame[: HEAD.size + length] if packed is None else bytes(self._frame[: HEAD.size]) + packed)
         if length >= PACKED_BYTES_MIN:
-            self._packing.sent(size, limited_s)
+            self._packing.sent()
         return length - size
 
 

@@ -32,7 +32,7 @@ from architect.model.ids import HostName, MigrationId, VmId
 from architect.runtime.clock import Clock, Entropy
 from architect.runtime.rpc import Call
 from architect.wire.agent_messages import HostFacts
-from architect.wire.framing import PROTOCOL_VERSION
+from architect.wire.framing import CHECK_VERSION, PROTOCOL_VERSION
 from architect.wire.migration_messages import (
     Abort,
     Accepted,
@@ -243,7 +243,7 @@ class TargetConnection:
         if isinstance(message, PeerHello):
             return self._welcome(message)
         if not self._is_welcome:
-            raise PeerError(f"host {self._peer_host}", "spoke before PeerHello", "check that it is an Architect of this version")
+            raise PeerError(f"host {self._peer_host}", "spoke before PeerHello", CHECK_VERSION)
         outcome = await self._target.finish(self._outcome(message, body))
         if isinstance(outcome, ArchitectError):
             raise outcome

@@ -15,10 +15,10 @@ from architect.errors import PeerError
 from architect.model.compression import Compression
 from architect.silo.compression_choice import CompressionChoice, FrameCost
 from architect.silo.stream_connection import StreamConnection
+from architect.wire.framing import CHECK_VERSION
 
 CODEC = "zstd"
 LEVEL = 1
-_HINT = "check that it is an Architect of this version"
 
 
 class PackedError(PeerError):
@@ -96,7 +96,7 @@ class Inflater:
             # The library allocates what the frame's head says, however little it is allowed to: so the head is asked first.
             declared_bytes = zstandard.get_frame_parameters(body).content_size
             if declared_bytes != size_bytes:
-                raise PackedError(self._peer, f"sent {size_bytes} bytes packed as {declared_bytes}", _HINT)
+                raise PackedError(self._peer, f"sent {size_bytes} bytes packed as {declared_bytes}", CHECK_VERSION)
             plain = self._decompressor.decompress(body, size_bytes, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise PackedError(self._peer, f"sent packed bytes that are damaged ({error})", "see the network between") from error

@@ -25,7 +25,7 @@ from architect.silo.ram_file import RamFile
 from architect.silo.stream_messages import Pages as PagesMessage
 from architect.silo.stream_messages import Zeros
 from architect.silo.tracker import Tracker
-from architect.wire.framing import FrameError
+from architect.wire.framing import CHECK_VERSION, FrameError
 
 MISSING_FILE = "missing.map"
 LEAVES_FILE = "leaves.tree"
@@ -65,9 +65,7 @@ class PageReceiver:
             self._take_zeros(pages)
             return pages
         if len(body) != len(pages) * PAGE_BYTES:
-            raise FrameError(
-                peer, f"sent {len(body)} bytes for {len(pages)} pages", "check that it is an Architect of this version"
-            )
+            raise FrameError(peer, f"sent {len(body)} bytes for {len(pages)} pages", CHECK_VERSION)
         hashes = hash_pages(body)
         if digest_of(hashes) != message.digest:
             raise DigestError(peer, f"sent pages that do not fit their digest ({len(pages)} pages)", "see the network between")

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from architect.errors import PeerError
+from architect.wire.framing import CHECK_VERSION
 
 Pages = npt.NDArray[np.int64]
 """Page numbers, ascending, each once."""
@@ -105,4 +106,4 @@ def decode_runs(data: bytes, page_count: int, peer: str) -> Pages:
 
 
 def _refusal(peer: str, what: str) -> PageRunsError:
-    return PageRunsError(peer, f"sent a page list of {what}", "check that it is an Architect of this version")
+    return PageRunsError(peer, f"sent a page list of {what}", CHECK_VERSION)

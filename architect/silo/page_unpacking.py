@@ -10,8 +10,7 @@ from architect.model.sizes import PAGE_BYTES
 from architect.silo.packing import CODEC, Inflater, PackedError
 from architect.silo.page_runs import decode_runs
 from architect.silo.stream_messages import FRAME_PAGES_MAX, PackedPages, Pages
-
-_HINT = "check that it is an Architect of this version"
+from architect.wire.framing import CHECK_VERSION
 
 
 class UnknownCodecError(PeerError):
@@ -39,9 +38,9 @@ class PageUnpacking:
             PageRunsError: its pages are out of range.
         """
         if message.codec != CODEC:
-            raise UnknownCodecError(self._peer, f"sent pages packed with {message.codec!r}", _HINT)
+            raise UnknownCodecError(self._peer, f"sent pages packed with {message.codec!r}", CHECK_VERSION)
         size_bytes = len(decode_runs(message.runs, self._page_count, self._peer)) * PAGE_BYTES
         if not 0 < size_bytes <= len(self._buffer):
-            raise PackedError(self._peer, f"sent {size_bytes} bytes of pages in a packed frame", _HINT)
+            raise PackedError(self._peer, f"sent {size_bytes} bytes of pages in a packed frame", CHECK_VERSION)
         self._buffer[:size_bytes] = self._inflater.inflated(body, size_bytes)
         return Pages(message.runs, message.digest), self._buffer[:size_bytes]

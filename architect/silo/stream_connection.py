@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar, cast
 from architect.errors import UnavailableError
 from architect.silo.exact_bytes import fill, receive_exactly
 from architect.silo.stream_messages import Refused, StreamMessage, Welcome
-from architect.wire.framing import PREFIX, FrameCodec, FrameError
+from architect.wire.framing import CHECK_VERSION, PREFIX, FrameCodec, FrameError
 
 HANDSHAKE_TIMEOUT_S = 5.0
 SEND_TIMEOUT_S = 10.0
@@ -92,7 +92,7 @@ class StreamConnection:
             self._tls.settimeout(timeout_s)
             head_bytes, body_bytes = self._codec.lengths(receive_exactly(self._tls, PREFIX.size))
             if body_bytes > len(self._body):
-                raise FrameError(self.peer, f"sent a body of {body_bytes} bytes", "check that it is an Architect of this version")
+                raise FrameError(self.peer, f"sent a body of {body_bytes} bytes", CHECK_VERSION)
             head = receive_exactly(self._tls, head_bytes)
             body = self._body[:body_bytes]
             if fill(self._tls, body) < body_bytes:
@@ -109,9 +109,7 @@ class StreamConnection:
         """
         message, _ = self.receive(timeout_s)
         if not isinstance(message, kind):
-            raise FrameError(
-                self.peer, f"sent {type(message).__name__} for {kind.__name__}", "check that it is an Architect of this version"
-            )
+            raise FrameError(self.peer, f"sent {type(message).__name__} for {kind.__name__}", CHECK_VERSION)
         return message
 
     def has_pending(self) -> bool:

@@ -21,6 +21,8 @@ PROTOCOL_VERSION = 3
 HEAD_BYTES_MAX = 1 << 20
 BODY_BYTES_MAX = 4 << 20
 PREFIX = struct.Struct(">II")
+CHECK_VERSION = "check that it is an Architect of this version"
+"""The next step in an error, where a peer does not speak as we do."""
 
 MessageT = TypeVar("MessageT")
 _learning = threading.Lock()
@@ -62,9 +64,7 @@ class FrameCodec(Generic[MessageT]):
         """
         head_bytes, body_bytes = PREFIX.unpack(prefix)
         if not 0 < head_bytes <= HEAD_BYTES_MAX or body_bytes > BODY_BYTES_MAX:
-            raise FrameError(
-                self.peer, f"sent a frame of {head_bytes} + {body_bytes} bytes", "check that it is an Architect of this version"
-            )
+            raise FrameError(self.peer, f"sent a frame of {head_bytes} + {body_bytes} bytes", CHECK_VERSION)
         return head_bytes, body_bytes
 
     def decode(self, head: bytes | memoryview) -> MessageT:
@@ -76,7 +76,5 @@ class FrameCodec(Generic[MessageT]):
         try:
             message: MessageT = self._decoder.decode(head)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise FrameError(
-                self.peer, f"sent what is no message of this channel ({error})", "check that it is an Architect of this version"
-            ) from error
+            raise FrameError(self.peer, f"sent what is no message of this channel ({error})", CHECK_VERSION) from error
         return message

@@ -1,4 +1,4 @@
-"""The file of the migration benchmark: written whole or not at all, and gone on with where it is of this machine and code.
+"""The file of the migration benchmark: gone on with where it is of this machine and code.
 
 A document of another machine, commit or set of limits is put aside as `NAME.before.json`: no table has figures of two codes.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from bench.comparison import aims_of, ratios_of, rows_of
+from bench.json_file import write_json
 from bench.migration_options import Options, turns
 from bench.results import Cell, Document, Engine, EngineSetup, Machine, Run
 
@@ -46,11 +47,7 @@ class Measured:
         rows = rows_of(self.runs)
         setups = tuple(self.setups[engine] for engine in Engine if engine in self.setups)
         document = Document(self._machine, self._options.limits, rows, ratios_of(rows), tuple(self.runs), aims_of(rows), setups)
-        out = self._options.out
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = out.with_suffix(".new")
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2))
-        temporary.rename(out)
+        write_json(self._options.out, document)
         return document
 
     def _is_whole(self, cell: Cell) -> bool:

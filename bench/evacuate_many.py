@@ -25,6 +25,7 @@ from bench.document_file import commit
 from bench.flow_probes import INTERVAL_S
 from bench.gap_window import GapReport
 from bench.guest_image import guest_image
+from bench.json_file import write_json
 from bench.private_namespace import run_alone
 from bench.process_costs import Cost, costs
 from demo.fabric_commands import Fabric
@@ -262,13 +263,10 @@ async def _probing(address: str, count: int) -> AsyncIterator[_Probes]:
 
 
 def _write(options: Options, runs: list[Run]) -> None:
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     rows = rows_of(runs)
     cores = len(os.sched_getaffinity(0))
     document = Document(cores, os.uname().release, commit(), INTERVAL_S * 1000, rows, tuple(runs))
-    temporary = options.out.with_suffix(".new")
-    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1))
-    temporary.rename(options.out)
+    write_json(options.out, document)
     print("\n vms  memory     total   gap p50   gap max")
     for row in rows:
         print(f"{row.vms:4} {row.memory_mib:4} MiB {row.total_s:7.1f} s {row.gap_ms_p50:6.1f} ms {row.gap_ms_max:6.1f} ms")

@@ -24,6 +24,7 @@ from architect.model.compression import Compression
 from architect.runtime.namespaces import namespace_path, run_in_namespace
 from architect.testing.sample_images import redis_image
 from bench.document_file import commit
+from bench.json_file import write_json
 from bench.private_namespace import run_alone
 from demo.fabric_commands import Fabric
 
@@ -211,12 +212,9 @@ def _shape(state_dir: Path, host: str, link_mbit_s: int) -> None:
 
 
 def _write(options: Options, runs: list[Run]) -> None:
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     rows = rows_of(runs)
     document = Document(len(os.sched_getaffinity(0)), os.uname().release, commit(), rows, tuple(runs))
-    temporary = options.out.with_suffix(".new")
-    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1))
-    temporary.rename(options.out)
+    write_json(options.out, document)
     print("\n     link  compression    total  of off     pause  MiB sent  ratio")
     for row in rows:
         link = f"{row.link_mbit_s:4} Mbit" if row.link_mbit_s else "unslowed"

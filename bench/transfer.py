@@ -16,6 +16,7 @@ import msgspec
 
 from architect.errors import ArchitectError
 from architect.model.sizes import MIB, PAGE_BYTES
+from bench.json_file import write_json
 from bench.memory_pair import NAMES, MemoryPair, memory_pair
 from bench.multifd_pair import MultifdPair
 from bench.plain_copy import plain_copy
@@ -100,9 +101,7 @@ def _write(options: Options, samples: list[Sample]) -> None:
     processor = names[0].partition(":")[2].strip() if names else ""
     machine = TransferMachine(len(os.sched_getaffinity(0)), processor, os.uname().release, round(os.getloadavg()[0], 2))
     rows = rows_of(samples)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    document = msgspec.json.format(msgspec.json.encode(TransferDocument(machine, rows, tuple(samples))), indent=1)
-    options.out.write_bytes(document + b"\n")
+    write_json(options.out, TransferDocument(machine, rows, tuple(samples)))
     print(f"\n{table(rows)}\nwritten to {options.out}", flush=True)
 
 

@@ -28,6 +28,7 @@ from bench.guest_image import guest_image
 from bench.json_file import write_json
 from bench.private_namespace import run_alone
 from bench.process_costs import Cost, costs
+from demo.console import say
 from demo.fabric_commands import Fabric
 
 COUNTS = (1, 5, 20)
@@ -144,7 +145,7 @@ async def _measure(options: Options, scratch: Path, runs: list[Run]) -> None:
 async def _measure_count(
     options: Options, commands: Fabric, state_dir: Path, image: str, address: str, count: int, runs: list[Run]
 ) -> None:
-    _say(f"{count} VMs: starting them")
+    say(f"{count} VMs: starting them")
     names = [f"many-{number:02}" for number in range(count)]
     await _start_all(options, commands, image, names)
     try:
@@ -154,7 +155,7 @@ async def _measure_count(
                 run = await _evacuate(commands, state_dir, probes, count, number)
                 runs.append(run)
                 gaps = [gap.gap_ms for gap in run.gaps] or [0.0]
-                _say(
+                say(
                     f"  run {number}: {run.total_s:.1f} s, gap median {statistics.median(gaps):.0f} ms, most {max(gaps):.0f} ms, "
                     f"{sum(gap.lost for gap in run.gaps)} lost, load {run.load:.1f} {run.error}"
                 )
@@ -271,7 +272,3 @@ def _write(options: Options, runs: list[Run]) -> None:
     for row in rows:
         print(f"{row.vms:4} {row.memory_mib:4} MiB {row.total_s:7.1f} s {row.gap_ms_p50:6.1f} ms {row.gap_ms_max:6.1f} ms")
     print(f"written to {options.out}", flush=True)
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)

@@ -37,6 +37,7 @@ from bench.qemu_mover import running_qemu
 from bench.qemu_network import bridge
 from bench.result_table import aims_text, table
 from bench.results import Cell, Engine, EngineSetup, Gap, Machine, Move, Run
+from demo.console import say
 
 WORK_S = 3.0
 SETTLE_S = 1.5
@@ -210,11 +211,6 @@ async def _machine() -> Machine:
     cores = len(os.sched_getaffinity(0))
     qemu, code = await read_qemu_version(), await asyncio.to_thread(commit)
     return Machine(cores, memory_bytes, os.uname().release, qemu, accelerator.kind, os.getloadavg()[0], code)
-
-
-def say(text: str) -> None:
-    """A line of what happens, with the time."""
-    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
 
 def _tell(run: Run, progress: Progress) -> None:

@@ -13,7 +13,6 @@ import os
 import random
 import statistics
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from architect.testing.sample_images import redis_image
 from bench.document_file import commit
 from bench.json_file import write_json
 from bench.private_namespace import run_alone
+from demo.console import say
 from demo.fabric_commands import Fabric
 
 HOSTS = ("aws-1", "gcp-1")
@@ -133,7 +133,7 @@ async def _measure(options: Options, scratch: Path, runs: list[Run]) -> None:
         up = await commands.up(len(HOSTS))
         words = ("--name", "slow", "--host", HOSTS[0], "--memory", f"{options.memory_mib}M", "--publish", f"{PORT}:{PORT}")
         await commands.command("run", *words, "--json", image)
-        _say("redis runs; it is filled")
+        say("redis runs; it is filled")
         await _fill(up["edge"]["addresses"][0], options.data_mib)
         for target in (HOSTS[1], HOSTS[0]):  # each host has the image's base disk then
             await _move(commands, target, Compression.OFF)
@@ -154,7 +154,7 @@ async def _round(commands: Fabric, link: int, number: int, runs: list[Run]) -> N
         runs.append(Run(link, way.value, number, *figures, round(load, 2)))
         name = f"{link} Mbit/s" if link else "not slowed"
         sent, ratio = move["bytes_sent"] / 2**20, move["compression_ratio"]
-        _say(f"{name}, {way.value}: {move['total_s']:.2f} s, pause {move['downtime_ms']:.0f} ms, {sent:.0f} MiB, 1 : {ratio}")
+        say(f"{name}, {way.value}: {move['total_s']:.2f} s, pause {move['downtime_ms']:.0f} ms, {sent:.0f} MiB, 1 : {ratio}")
 
 
 async def _move(commands: Fabric, target: str, way: Compression) -> dict[str, Any]:
@@ -223,7 +223,3 @@ def _write(options: Options, runs: list[Run]) -> None:
             f"{row.ratio:6.2f}"
         )
     print(f"written to {options.out}", flush=True)
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)

@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import os
 import sys
-import time
 from pathlib import Path
 
 import msgspec
@@ -22,6 +21,7 @@ from bench.multifd_pair import MultifdPair
 from bench.plain_copy import plain_copy
 from bench.private_namespace import run_alone
 from bench.transfer_results import Engine, Sample, TransferDocument, TransferMachine, Way, rows_of, table
+from demo.console import say
 
 EXTENTS = (4 << 10, 64 << 10, 256 << 10)
 WAYS = ((Engine.TCP, False), (Engine.ARCHITECT, True), (Engine.MULTIFD, False), (Engine.TCP, True), (Engine.MULTIFD, True))
@@ -93,7 +93,7 @@ async def _run(way: Way, number: int, options: Options, contenders: Contenders, 
     if number:
         samples.append(Sample(way, number, size_bytes, round(seconds, 4), round(cpu_s, 3), round(load, 2)))
         rate, words = size_bytes / seconds / MIB, f"{way.extent_bytes >> 10:3} KiB {way.engine:12} {'tls' if way.tls else '   '}"
-        print(f"{time.strftime('%H:%M:%S')}  run {number} {words} {rate:6.0f} MiB/s, load {load:.1f}", flush=True)
+        say(f"run {number} {words} {rate:6.0f} MiB/s, load {load:.1f}")
 
 
 def _write(options: Options, samples: list[Sample]) -> None:

@@ -18,6 +18,7 @@ import msgspec
 
 from architect.errors import ArchitectError, LostError
 from architect.testing.sample_images import demo_image
+from demo.console import say
 from demo.fabric_commands import Fabric
 from demo.picture import draw
 from demo.report import Hop, Report, failures, summarise, table
@@ -166,11 +167,6 @@ async def _wait_gone(fabric: Fabric, host: str, limit_s: float) -> bool:
             return True
         await asyncio.sleep(POLL_S)
     return False
-
-
-def say(text: str) -> None:
-    """A line of what happens, with the time."""
-    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import statistics
 import subprocess
@@ -184,7 +183,7 @@ async def _evacuate(commands: Fabric, state_dir: Path, probes: _Probes, count: i
     source = (await commands.inspect("many-00"))["host"]
     vms = tuple([(await commands.inspect(f"many-{index:02}"))["id"] for index in range(count)])
     before = {cost.kind: cost.cpu_s for cost in costs(state_dir, vms)}
-    load, known = os.getloadavg()[0], len(await _moves(state_dir))
+    load, known = os.getloadavg()[0], len(await commands.migrations())
     await probes.order("reset")
     began_s, error = time.monotonic(), ""
     try:
@@ -196,20 +195,9 @@ async def _evacuate(commands: Fabric, state_dir: Path, probes: _Probes, count: i
     gaps = await probes.settled()
     after = costs(state_dir, vms)
     spent = {cost.kind: round(cost.cpu_s - before[cost.kind], 2) for cost in after if cost.kind in LASTING}
-    moves = tuple((await _moves(state_dir))[known:])
+    moves = tuple((await commands.migrations())[known:])
     await commands.command("host", "drain", source, "--off", "--json")
     return Run(count, number, round(load, 2), round(total_s, 2), gaps, moves, spent, after, error)
-
-
-async def _moves(state_dir: Path) -> list[dict[str, Any]]:
-    reader, writer = await asyncio.open_unix_connection(str(state_dir / "control.sock"), limit=64 << 20)
-    try:
-        writer.write(b"GET /v1/migrations HTTP/1.0\r\nHost: control\r\n\r\n")
-        answer = await reader.read()
-    finally:
-        writer.close()
-    moves: list[dict[str, Any]] = json.loads(answer.partition(b"\r\n\r\n")[2])
-    return moves
 
 
 class _Probes:

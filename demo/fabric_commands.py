@@ -70,8 +70,10 @@ class Fabric:
     async def migrations(self) -> list[Any]:
         """All moves with their phases, from the REST interface: the command line shows a move only to who asked for it."""
         reader, writer = await asyncio.open_unix_connection(str(self._state_dir / "control.sock"))
-        writer.write(b"GET /v1/migrations HTTP/1.0\r\nHost: control\r\nConnection: close\r\n\r\n")
-        answer = await reader.read()
-        writer.close()
+        try:
+            writer.write(b"GET /v1/migrations HTTP/1.0\r\nHost: control\r\nConnection: close\r\n\r\n")
+            answer = await reader.read()
+        finally:
+            writer.close()
         moves: list[Any] = json.loads(answer.partition(b"\r\n\r\n")[2])
         return moves

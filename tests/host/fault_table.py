@@ -252,10 +252,6 @@ class Strike(msgspec.Struct, frozen=True):
     cells: tuple[tuple[Victim, Column], ...]
 
 
-IN_EVERY_RUN = ("AT_ITS_SOURCE", "AT_ITS_TARGET", "SOURCE_AGENT", "TARGET_AGENT", "EDGE", "LINK_CUT")
-"""The strikes of `covering` that `make test` can afford; the others belong to `make soak`."""
-
-
 def covering() -> list[Strike]:
     """Few cells, pairwise in victims and `PARTS` of a move.
 

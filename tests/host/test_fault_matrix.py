@@ -1,7 +1,7 @@
 """The fault matrix on a real fabric: whatever is hit, in whatever sub-step of a move, comes to what `fault_table` says.
 
-A covering part strikes each victim before, in and after the time in which the guest stands; a part of that runs in `make test`, the
-rest of it and all cells in `make soak`. One test is one fault: it hits several moves at once, each in a sub-step of its own. All
+A covering part strikes each victim before, in and after the time in which the guest stands, in `make test`; all cells are struck in
+`make soak`. One test is one fault: it hits several moves at once, each in a sub-step of its own. All
 share a fabric; leftovers fail the test.
 """
 
@@ -15,7 +15,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from _pytest.mark import ParameterSet
 
 from architect.clouds.local.layout import StateFolder
 from architect.model.sizes import GIB
@@ -23,7 +22,7 @@ from architect.testing.sample_images import witness_image
 from tests.host.fabric_rig import fabric
 from tests.host.fault_cells import HOSTS, CellResult, Fleet, run
 from tests.host.fault_rig import FaultRig
-from tests.host.fault_table import IN_EVERY_RUN, Strike, Victim, complete, covering
+from tests.host.fault_table import Strike, Victim, complete, covering
 from tests.host.file_systems import LOOP_DEVICES, ext4, skip_without_loop_devices
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(600)]
@@ -76,14 +75,7 @@ def assert_holds(fleet: Fleet, strike: Strike) -> None:
     assert not faults, "\n".join(faults)
 
 
-def _covering() -> list[ParameterSet]:
-    def marks(strike: Strike) -> tuple[pytest.MarkDecorator, ...]:
-        return () if strike.name in IN_EVERY_RUN else (pytest.mark.soak,)
-
-    return [pytest.param(strike, id=strike.name, marks=marks(strike)) for strike in covering()]
-
-
-@pytest.mark.parametrize("strike", _covering())
+@pytest.mark.parametrize("strike", covering(), ids=attrgetter("name"))
 def test_a_fault_in_each_part_of_a_move_costs_what_the_matrix_says(fleet: Fleet, strike: Strike) -> None:
     assert_holds(fleet, strike)
 

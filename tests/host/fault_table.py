@@ -192,6 +192,8 @@ EXCEPTIONS: dict[tuple[Victim, str], frozenset[Outcome]] = {
     (Victim.SOURCE_QEMU, "source-verify"): frozenset({T}),
     (Victim.SOURCE_QEMU, "source-commit"): frozenset({T}),
     (Victim.SOURCE_QEMU, "source-commit (postcopy)"): frozenset({T}),
+    # Its last page has been acknowledged: the target judges what it has by its root.
+    (Victim.SOURCE_MEMORY, "source-commit"): frozenset({T}),
     # It never ran, and is given back.
     (Victim.TARGET_QEMU, "target-resume"): frozenset({S}),
     (Victim.TARGET_QEMU, "target-resume (postcopy)"): frozenset({S}),

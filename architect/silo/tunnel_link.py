@@ -71,7 +71,8 @@ class TunnelLink:
     def _guarded(self, pump: Callable[[], None]) -> None:
         try:
             pump()
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            _log.info("%s: a tunnel's link broke, or was ended (%s)", self._outward.peer, error)
             self.interrupt()
         except PeerError as error:
             _log.warning("%s", error)

@@ -121,12 +121,17 @@ class FabricRig:
         return _kill(self.machine_processes(vm))
 
     def logs(self) -> str:
-        """The last words of all the fabric's processes."""
-        parts = []
-        for path in sorted((self.state_dir / "logs").glob("*.log")):
-            lines = path.read_text(errors="replace").splitlines()[-12:]
-            parts.append(f"--- {path.name}\n" + "\n".join(lines))
-        return "\n".join(parts)
+        """The last words of all the fabric's processes, and of the memory processes of the VMs that there are."""
+        memories = self.state_dir.glob("hosts/*/state/vms/*/memory/memory.log")
+        paths = [*sorted((self.state_dir / "logs").glob("*.log")), *sorted(memories)]
+        return "\n".join(f"--- {path.relative_to(self.state_dir)}\n{words}" for path in paths if (words := _last_words(path)))
+
+
+def _last_words(log: Path) -> str:
+    try:
+        return "\n".join(log.read_text(errors="replace").splitlines()[-12:])
+    except FileNotFoundError:  # its VM has gone meanwhile
+        return ""
 
 
 def _is_qemu(process: ProcessIdentity) -> bool:

@@ -196,6 +196,9 @@ EXCEPTIONS: dict[tuple[Victim, str], frozenset[Outcome]] = {
     (Victim.SOURCE_QEMU, "source-commit (postcopy)"): frozenset({T}),
     # Its last page has been acknowledged: the target judges what it has by its root.
     (Victim.SOURCE_MEMORY, "source-commit"): frozenset({T}),
+    # The cut waits longer for its answer than the host stands; what is asked before it does not.
+    (Victim.TARGET_FROZEN, "source-cut"): frozenset({S, T}),
+    (Victim.TARGET_FROZEN, "source-commit"): frozenset({S, T}),
     # It never ran, and is given back.
     (Victim.TARGET_QEMU, "target-resume"): frozenset({S}),
     (Victim.TARGET_QEMU, "target-resume (postcopy)"): frozenset({S}),

@@ -72,9 +72,6 @@ class PostcopySource:
     def serve(self) -> Served:
         """As `SourceSession.serve`. May be called again once it has given up."""
         reconnects = 0
-        if self._demands is None:
-            self._reconnect(StreamLostError("post-copy", "the target was lost before", "see the target host"))
-            reconnects += 1
         while True:
             try:
                 root = self._serve_once()
@@ -87,7 +84,8 @@ class PostcopySource:
                 reconnects += 1
 
     def _serve_once(self) -> str:
-        assert self._demands is not None
+        if self._demands is None:
+            raise StreamLostError("post-copy", "the target was lost before", "see the target host")
         self._streams.each(self._push)
         self._demands.wait_idle()
         root = self._tree.root() if self._hashes_known else hash_memory(self._ram)

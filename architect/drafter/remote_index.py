@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -76,14 +75,8 @@ def _unreadable(machine: Machine, cause: str) -> HostError:
 @asynccontextmanager
 async def _connected(path: Path) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A connection to QEMU's export, ready for requests."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        with short_socket_path(path) as address:
-            connection.connect(address)
-        reader, writer = await asyncio.open_unix_connection(sock=connection)
-    except BaseException:
-        connection.close()
-        raise
+    with short_socket_path(path) as address:
+        reader, writer = await asyncio.open_unix_connection(address)
     try:
         await _exactly(reader, _GREETING.size)
         name = _EXPORT.encode()

@@ -156,12 +156,14 @@ def main(argv: list[str]) -> int:
     client = socket.socket(fileno=os.dup(0))
     client.send(READY)
     children: dict[int, int] = {}
+    poll = select.poll()
+    poll.register(client.fileno(), select.POLLIN)
     while True:
-        readable, _, _ = select.select([client.fileno(), *children], [], [])
-        for pidfd in readable:
-            if pidfd in children:
-                os.waitpid(children.pop(pidfd), 0)
-                os.close(pidfd)
+        readable = {descriptor for descriptor, _ in poll.poll()}
+        for pidfd in readable & children.keys():
+            poll.unregister(pidfd)
+            os.waitpid(children.pop(pidfd), 0)
+            os.close(pidfd)
         if client.fileno() not in readable:
             continue
         request, descriptors, _, _ = socket.recv_fds(client, REQUEST_BYTES_MAX, 1)
@@ -173,6 +175,7 @@ def main(argv: list[str]) -> int:
         os.close(descriptors[0])
         pidfd = os.pidfd_open(pid)
         children[pidfd] = pid
+        poll.register(pidfd, select.POLLIN)
         socket.send_fds(client, [str(pid).encode()], [pidfd])
 
 

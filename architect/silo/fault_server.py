@@ -19,6 +19,7 @@ import numpy as np
 
 from architect.errors import ArchitectError
 from architect.model.sizes import EXTENT_BYTES, PAGES_PER_EXTENT
+from architect.runtime.process_end import has_ended
 from architect.silo.fault_latency import FaultLatency
 from architect.silo.page_receiver import PageReceiver
 from architect.silo.page_runs import Pages, encode_runs
@@ -99,7 +100,7 @@ class FaultServer:
             except ArchitectError as error:
                 if self._drop_demand():
                     _log.log(logging.WARNING if self._wanted else logging.INFO, "%s", error)
-                elif select.select([ended], [], [], 0)[0]:
+                elif has_ended(ended):
                     return
                 else:
                     _log.error("fault server: %s", error)

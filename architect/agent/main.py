@@ -49,7 +49,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--config", type=Path, required=True, help="AgentConfig as JSON")
     options = parser.parse_args(argv)
     configure_logging()
-    logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # it logs a traceback whenever a QEMU ends; we say that in our words
     try:
         config = read_config(options.config, AgentConfig)
         asyncio.run(_run(config))

@@ -21,11 +21,14 @@ from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, ExecuteE
 from architect.drafter.pinning import check_arguments
 from architect.errors import HostError, OutcomeUnknownError, PeerError, UnavailableError
 from architect.runtime.socket_paths import short_socket_path
+from architect.runtime.thread_places import thread_places
 
 COMMAND_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 10.0
 # The library logs what it raises, on this logger; the errors say it all.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
+_log = logging.getLogger(__name__)
+_CREDENTIALS = struct.Struct("=3i")  # unix(7): pid, uid, gid of who listens
 _BLOCKED_NEXT_STEP = "see query-status before a retry; the guest may be waiting for memory or disk"
 
 
@@ -41,11 +44,12 @@ class QmpRefusedError(HostError):
 
 
 class QmpConnection:
-    """One QMP session. `vm` is how errors name the machine."""
+    """One QMP session. `vm` is how errors name the machine; `pid` is QEMU's process."""
 
-    def __init__(self, client: QMPClient, vm: str) -> None:
+    def __init__(self, client: QMPClient, vm: str, pid: int) -> None:
         self._client = client
         self._vm = vm
+        self._pid = pid
         self._lock = asyncio.Lock()
         self._closed = False
 
@@ -86,6 +90,9 @@ class QmpConnection:
                         self._send_fd(fd)
                     return await self._client.execute(command, arguments)
         except TimeoutError as error:
+            _log.warning(
+                "%s: QMP %s: no answer in %s s; QEMU's threads: %s", self._vm, command, timeout_s, thread_places(self._pid)
+            )
             raise OutcomeUnknownError(f"{self._vm}: QMP {command}", f"no answer in {timeout_s} s", _BLOCKED_NEXT_STEP) from error
         except ExecuteError as error:
             raise QmpRefusedError(self._vm, command, str(error)) from error
@@ -167,6 +174,7 @@ async def connect_qmp(path: Path, vm: str, timeout_s: float = CONNECT_TIMEOUT_S)
         async with asyncio.timeout(timeout_s):
             with short_socket_path(path) as address:
                 sock.connect(address)
+            pid, _, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
             await client.connect(sock)
     except (OSError, TimeoutError, ConnectError) as error:
         sock.close()
@@ -176,16 +184,7 @@ async def connect_qmp(path: Path, vm: str, timeout_s: float = CONNECT_TIMEOUT_S)
                 f"{vm}: QMP", f"no monitor at {path}: {cause!r}", "see whether QEMU runs, and its log"
             ) from error
         raise PeerError(f"{vm}: QMP", f"{path} does not speak QMP: {cause}", "see what listens there") from error
-    return QmpConnection(client, vm)
-
-
-def peer_pid(path: Path) -> int:
-    """The process that listens on a unix socket (SO_PEERCRED). Raises OSError if none does."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, short_socket_path(path) as address:
-        sock.settimeout(1)
-        sock.connect(address)
-        pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        return int(pid)
+    return QmpConnection(client, vm, pid)
 
 
 def listening_socket(path: Path) -> socket.socket:

@@ -100,7 +100,9 @@ def test_a_refusal_names_vm_command_and_qemus_words(tmp_path: Path) -> None:
     with_monitor(tmp_path / "qmp", monitor(refuse), use)
 
 
-def test_no_answer_in_time_leaves_the_outcome_unknown_and_the_connection_usable(tmp_path: Path) -> None:
+def test_no_answer_in_time_leaves_the_outcome_unknown_and_the_connection_usable(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     late: list[dict[str, Any]] = []
 
     def answer_late(request: dict[str, Any], writer: asyncio.StreamWriter) -> None:
@@ -115,6 +117,7 @@ def test_no_answer_in_time_leaves_the_outcome_unknown_and_the_connection_usable(
         assert await qmp.execute("second", {"n": 2}) == {"n": 2}
 
     with_monitor(tmp_path / "qmp", monitor(answer_late), use)
+    assert "QMP first: no answer in 0.05 s; QEMU's threads: python: " in caplog.text
 
 
 def test_a_monitor_that_goes_away_under_a_command_leaves_its_outcome_unknown_and_then_is_unavailable(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import msgspec
 
+from architect.runtime.whole_file import write_whole
+
 
 def write_json(path: Path, document: msgspec.Struct) -> None:
     """Write the document at `path`, in the place of what was there; its folder is made if it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".new")
-    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
-    temporary.rename(path)
+    write_whole(path, msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n", mode=0o644)

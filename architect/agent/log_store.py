@@ -13,9 +13,11 @@ import os
 import struct
 import threading
 from bisect import bisect_right
+from collections.abc import Iterator
 from pathlib import Path
 
 from architect.errors import HostError, NotFoundError
+from architect.runtime.whole_file import write_whole
 
 MAGIC = 0x31474F4C48435241  # "ARCHLOG1"
 HEADER = struct.Struct("<QQ")
@@ -24,6 +26,7 @@ LOG_BYTES_MAX = 64 << 20
 RECORD_BYTES_MAX = 64 << 10
 INDEX_STEP_BYTES = 64 << 10
 TEXT_READ_BYTES_MAX = 256 << 10
+SHRINK_STEP_BYTES = 1 << 20
 
 
 class LogStore:
@@ -99,21 +102,29 @@ class LogStore:
         self._wake()
 
     def shrink(self) -> None:
-        """Drop the older half of a log over its bound. Not while the VM moves: file offsets change."""
+        """Drop the older half of a log over its bound. Not while the VM moves: file offsets change.
+
+        Raises:
+            HostError: the disk is full; nothing was dropped.
+        """
         if self._end <= LOG_BYTES_MAX:
             return
         text_offset, at = self._index[len(self._index) // 2]
-        temporary = self._path.with_suffix(".new")
-        with temporary.open("wb") as file:
-            file.write(HEADER.pack(MAGIC, text_offset))
-            while block := os.pread(self._fd, 1 << 20, at):
-                file.write(block)
-                at += len(block)
-        temporary.rename(self._path)
+        try:
+            write_whole(self._path, self._file_from(text_offset, at))
+        except OSError as error:
+            raise HostError(f"output log {self._path}", str(error), "make room on the host's disk") from error
         with self._reading:
             os.close(self._fd)
             self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
             self._load()
+
+    def _file_from(self, text_offset: int, at: int) -> Iterator[bytes]:
+        """The file that begins with the record at `at`, in parts."""
+        yield HEADER.pack(MAGIC, text_offset)
+        while block := os.pread(self._fd, SHRINK_STEP_BYTES, at):
+            yield block
+            at += len(block)
 
     def read_file(self, offset: int, count: int) -> bytes:
         """Bytes of the file itself, for the move."""

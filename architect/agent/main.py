@@ -26,7 +26,8 @@ from architect.agent.service import AgentService
 from architect.agent.vm_table import VmTable
 from architect.clouds import NoticeSource
 from architect.errors import ArchitectError, HostError
-from architect.model.config import AgentConfig, read_config
+from architect.model.config import AgentConfig
+from architect.runtime.config_file import read_config
 from architect.runtime.logging import configure_logging
 
 _log = logging.getLogger(__name__)

@@ -1,7 +1,8 @@
 """What an agent writes down of each VM, so that its successor after a `kill -9` knows what it finds.
 
-One folder a VM under the host's state directory; `vm.json` in it is written whole (write, fsync, rename) *before* the effect
-that it announces. The phase says what the agent was about::
+One folder a VM under the host's state directory; `vm.json` in it is written whole, and flushed, *before* the effect that it
+announces. After a crash of the machine it may be the one before, but never empty: the VM's processes are gone then, and who has
+it says the ownership log. The phase says what the agent was about::
 
     CREATING ──→ RUNNING ──→ OVER           run, stop, exit
     INCOMING ──→ RUNNING                    target of a handover
@@ -12,7 +13,6 @@ that it announces. The phase says what the agent was about::
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from enum import StrEnum
@@ -24,6 +24,7 @@ from architect.errors import HostError
 from architect.model.ids import MigrationId, VmId
 from architect.model.vm_spec import VmRequest, VmSpec
 from architect.model.vm_state import VmState
+from architect.runtime.whole_file import write_whole
 from architect.wire.agent_messages import MigrationReport
 
 
@@ -96,7 +97,7 @@ class VmFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def write(self, record: VmRecord) -> None:
-        """Write the record durably.
+        """Write the record; the next agent finds it, and after a crash of the machine this one or the one before.
 
         Raises:
             HostError: the disk is full or refuses.
@@ -110,17 +111,11 @@ class VmFolder:
         Raises:
             HostError: the disk is full or refuses.
         """
-        self._write(self.path / name, value, is_durable=False)
+        self._write(self.path / name, value, is_flushed=False)
 
-    def _write(self, path: Path, value: msgspec.Struct, *, is_durable: bool = True) -> None:
-        temporary = path.with_suffix(".new")
+    def _write(self, path: Path, value: msgspec.Struct, *, is_flushed: bool = True) -> None:
         with self._refusals("record"):
-            with temporary.open("wb") as file:
-                file.write(msgspec.json.encode(value))
-                file.flush()
-                if is_durable:
-                    os.fsync(file.fileno())
-            temporary.rename(path)
+            write_whole(path, msgspec.json.encode(value), is_flushed=is_flushed)
 
     def note_halted(self, boot: str) -> None:
         """Note that nobody has told the VM to run since that boot of this host.

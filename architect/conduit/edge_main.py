@@ -17,8 +17,9 @@ from architect.conduit.edge_store import EdgeStore
 from architect.conduit.edge_table import EdgePorts
 from architect.conduit.flow_aging import FlowTimeouts
 from architect.errors import ArchitectError, HostError
-from architect.model.config import EdgeConfig, read_config
+from architect.model.config import EdgeConfig
 from architect.runtime.clock import Clock, SystemClock
+from architect.runtime.config_file import read_config
 from architect.runtime.logging import configure_logging
 from architect.runtime.tls import server_context
 

@@ -1,6 +1,6 @@
 """Where the edge's table outlives its process: one JSON file, replaced as a whole.
 
-The file is renamed into place but not synced: it has to survive the process, not the machine (whose maps and flows are lost with
+The file is written whole but not flushed: it has to survive the process, not the machine (whose maps and flows are lost with
 it, and the control plane defines anew). So a steer waits for no disk in the middle of a switch.
 """
 
@@ -12,6 +12,7 @@ import msgspec
 
 from architect.conduit.edge_table import EdgeTable
 from architect.errors import HostError
+from architect.runtime.whole_file import write_whole
 
 FILE = "table.json"
 _EDGE_TABLE_DECODER = msgspec.json.Decoder(EdgeTable)
@@ -42,10 +43,8 @@ class EdgeStore:
         Raises:
             HostError: it cannot be written; the former one is still there.
         """
-        temporary = self._path.with_suffix(".new")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            temporary.write_bytes(msgspec.json.encode(table))
-            temporary.rename(self._path)
+            write_whole(self._path, msgspec.json.encode(table))
         except OSError as error:
             raise HostError(f"edge table {self._path}", str(error), "make room on that disk, then repeat the request") from error

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -19,6 +17,7 @@ from architect.drafter.cpio import CpioEntry, character_device, directory, regul
 from architect.drafter.kernel import GuestKernel
 from architect.drafter.kernel_modules import KernelModules
 from architect.errors import HostError
+from architect.runtime.whole_file import write_whole
 
 # Modules that the kernel has built in are left out; a kernel that has neither is refused.
 EARLY_MODULES = ("virtio_pci", "virtio_console", "ext4", "crc32c_generic")
@@ -59,7 +58,7 @@ def _build(kernel: GuestKernel, init: Path, cache_dir: Path) -> Initramfs:
     sha256 = hashlib.sha256(archive).hexdigest()
     path = cache_dir / f"initramfs-{sha256[:24]}.cpio"
     if not path.exists():
-        _write_atomically(path, archive)
+        _keep(path, archive)
     return Initramfs(path, sha256)
 
 
@@ -80,14 +79,9 @@ def _list(names: list[str]) -> bytes:
     return "".join(f"{name}.ko\n" for name in names).encode()
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=".initramfs-", dir=path.parent)
+def _keep(path: Path, archive: bytes) -> None:
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.rename(temporary, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, archive, mode=0o644, is_flushed=True)  # what has the name is believed from then on
     except OSError as error:
-        os.unlink(temporary)
         raise InitramfsError(str(path), f"cannot be written ({error.strerror})", "free space in the cache directory") from error

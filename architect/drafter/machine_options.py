@@ -9,6 +9,7 @@ import msgspec
 from architect.drafter.qemu_process import QemuIdentity
 from architect.errors import NotFoundError
 from architect.model.vm_spec import MachineSpec
+from architect.runtime.whole_file import write_whole
 
 VM_UID = 64055
 _RECORD = "machine.json"
@@ -74,10 +75,12 @@ _MACHINE_RECORD_DECODER = msgspec.json.Decoder(MachineRecord)
 
 
 def write_record(run_dir: Path, record: MachineRecord) -> None:
-    """Write the record whole."""
-    temporary = run_dir / (_RECORD + ".new")
-    temporary.write_bytes(msgspec.json.encode(record))
-    temporary.rename(run_dir / _RECORD)
+    """Write the record. It is not flushed: a crash of the machine ends what it describes.
+
+    Raises:
+        OSError: it cannot be written; the one before is still there.
+    """
+    write_whole(run_dir / _RECORD, msgspec.json.encode(record))
 
 
 def read_record(run_dir: Path) -> MachineRecord:

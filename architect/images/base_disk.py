@@ -11,7 +11,6 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 
@@ -25,6 +24,7 @@ from architect.images.tool import map_os_error
 from architect.images.unpack import unpack_image
 from architect.model.image import BaseDiskRef, ProcessConfig
 from architect.model.sizes import format_size
+from architect.runtime.whole_file import write_whole
 
 # Part of every record's name; it changes when the same image would become another disk or another process.
 BUILDER_VERSION = 1
@@ -91,7 +91,7 @@ async def _build(image: LocatedImage, store: BaseStore, thing: str, progress: Ca
         await build_ext4(unpacked.rootfs, tree, disk, thing)
         base = await asyncio.to_thread(store.adopt, disk)
         record = ImageRecord(image.digest, base, unpacked.process)
-        await asyncio.to_thread(_write_record, store, image, record, workspace)
+        await asyncio.to_thread(_write_record, store, image, record, thing)
     return record
 
 
@@ -108,7 +108,8 @@ def _read_record(store: BaseStore, image: LocatedImage) -> ImageRecord | None:
     return record if record.image_digest == image.digest and store.get(record.base.digest) else None
 
 
-def _write_record(store: BaseStore, image: LocatedImage, record: ImageRecord, workspace: Path) -> None:
-    temporary = workspace / "record.json"
-    temporary.write_bytes(msgspec.json.encode(record))
-    temporary.rename(store.record_path(_record_name(image)))
+def _write_record(store: BaseStore, image: LocatedImage, record: ImageRecord, thing: str) -> None:
+    try:
+        write_whole(store.record_path(_record_name(image)), msgspec.json.encode(record), mode=0o644)
+    except OSError as error:
+        raise map_os_error(error, thing, store.root) from error

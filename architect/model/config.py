@@ -1,16 +1,13 @@
-"""Configurations of the long-running processes: one JSON file each, written by who starts them (`architect up` for local hosts).
+"""Configurations of the long-running processes, made by who starts them (`architect up` for local hosts).
 
 Paths are absolute. Addresses are IPv4, as text. Ports are TCP.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import msgspec
-
-from architect.errors import UsageError
 
 
 class ControlConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,30 +81,3 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vm_uid: int = 64055
     lease_s: float = 15.0
     move_bandwidth_bytes_s: Annotated[int, msgspec.Meta(ge=0)] = 0
-
-
-ConfigT = TypeVar("ConfigT", ControlConfig, EdgeConfig, AgentConfig)
-_DECODERS: dict[type[Any], msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind) for kind in (ControlConfig, EdgeConfig, AgentConfig)
-}
-
-
-def read_config(path: Path, kind: type[ConfigT]) -> ConfigT:
-    """The configuration in a JSON file.
-
-    Raises:
-        UsageError: the file cannot be read or is no such configuration; names the file and the field.
-    """
-    try:
-        config: ConfigT = _DECODERS[kind].decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError) as error:
-        raise UsageError(f"configuration {path}", str(error), "mend the file, or let `architect up` write it anew") from error
-    return config
-
-
-def write_config(path: Path, config: ControlConfig | EdgeConfig | AgentConfig) -> None:
-    """Write a configuration whole, readable by its owner only."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2))
-    temporary.chmod(0o600)
-    temporary.rename(path)

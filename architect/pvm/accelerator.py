@@ -18,6 +18,7 @@ import msgspec
 
 from architect.pvm.kvm_probe import DEVICE, KvmProbe
 from architect.runtime.boot import boot_id
+from architect.runtime.whole_file import write_whole
 
 LOOP_NS_MAX = 50.0
 PROBE_TIMEOUT_S = 5.0
@@ -102,11 +103,6 @@ async def _run_probe() -> KvmProbe:
 
 
 def _keep(path: Path, kept: _Kept) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
+    with contextlib.suppress(OSError):  # it is only a memory; the next one asks again
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(msgspec.json.encode(kept))
-        temporary.rename(path)
-    except OSError:  # it is only a memory; the next one asks again
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        write_whole(path, msgspec.json.encode(kept), mode=0o644)

@@ -20,9 +20,10 @@ from architect.clouds import InstanceSource
 from architect.control.database import Database, sqlite_url
 from architect.control.plane import ControlPlane
 from architect.errors import ArchitectError, UnavailableError
-from architect.model.config import ControlConfig, read_config
+from architect.model.config import ControlConfig
 from architect.rest.app import rest_app
 from architect.runtime.clock import SystemClock, SystemEntropy
+from architect.runtime.config_file import read_config
 from architect.runtime.logging import configure_logging
 from architect.runtime.rpc import Channel, open_channel
 from architect.runtime.socket_paths import short_socket_path

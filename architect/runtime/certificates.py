@@ -6,7 +6,6 @@ Apart from `tls`, because every process uses those and only who brings a fabric 
 from __future__ import annotations
 
 import datetime
-import os
 from pathlib import Path
 
 from cryptography import x509
@@ -15,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from architect.runtime.tls import san_name
+from architect.runtime.whole_file import write_whole
 
 LIFETIME = datetime.timedelta(days=825)
 
@@ -85,10 +85,4 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    temporary.rename(path)
+    write_whole(path, content, is_flushed=True)  # made once: one that a crash has emptied would be taken for the certificate

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from architect.runtime.whole_file import write_whole
 from architect.silo.memory_role import MemoryRole
 
 SOCKET_NAME = "memory.sock"
@@ -35,10 +36,12 @@ _KEPT_STATE_DECODER = msgspec.json.Decoder(KeptState)
 
 
 def keep_state(folder: Path, state: KeptState) -> None:
-    """Write it whole."""
-    temporary = folder / (STATE_FILE + ".new")
-    temporary.write_bytes(msgspec.json.encode(state))
-    temporary.rename(folder / STATE_FILE)
+    """Keep that in the place of what was kept before.
+
+    Raises:
+        OSError: it cannot be written; what was kept before still is.
+    """
+    write_whole(folder / STATE_FILE, msgspec.json.encode(state))
 
 
 def kept_state(folder: Path) -> KeptState | None:

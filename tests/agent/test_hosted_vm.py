@@ -21,7 +21,7 @@ def test_a_fact_is_known_though_the_disk_is_full_and_a_wish_is_not(tmp_path: Pat
     host = cast("Any", SimpleNamespace(changed=lambda: told.append("changed")))
     vm = HostedVm(host, folder, VmRecord(spec.request, VmPhase.RUNNING, 1, spec))
     vm.note(term=2)
-    full = folder.record_path.with_suffix(".new")
+    full = folder.record_path.with_name("vm.json.0.new")
     full.mkdir()  # where the new record would be written
     with pytest.raises(HostError):
         vm.note(term=3)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from architect.agent import log_store
 from architect.agent.log_store import LogStore
-from architect.errors import NotFoundError
+from architect.errors import HostError, NotFoundError
+from tests.no_room import no_file_longer_than
 
 
 def whole_text(log: LogStore, offset: int = 0) -> bytes:
@@ -79,6 +80,22 @@ def test_a_log_over_its_bound_drops_old_records_and_keeps_its_offsets(tmp_path: 
     assert start > 0 and set(tail) == {ord("x")}
     assert start + len(whole_text(log)) == log.text_end
     assert LogStore(tmp_path / "log").position == 2000
+
+
+def test_a_log_that_shrinks_stays_its_owners_and_a_full_disk_leaves_it_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_store, "LOG_BYTES_MAX", 1 << 20)
+    log = LogStore(tmp_path / "log")
+    for seq in range(1, 1101):
+        log.append(1, seq, 0, b"x" * 1000)
+    before = log.size_bytes
+    with no_file_longer_than(1 << 16), pytest.raises(HostError, match="make room"):
+        log.shrink()
+    assert (log.size_bytes, [path.name for path in tmp_path.iterdir()]) == (before, ["log"])
+    log.shrink()
+    assert log.size_bytes < before
+    assert (tmp_path / "log").stat().st_mode & 0o077 == 0
 
 
 def test_a_follower_is_woken_by_growth_and_by_the_end(tmp_path: Path) -> None:

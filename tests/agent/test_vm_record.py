@@ -11,6 +11,7 @@ from architect.agent.vm_record import VmFolder, VmPhase, VmRecord
 from architect.errors import HostError
 from architect.model.ids import VmId
 from tests.migration.handover_values import plan
+from tests.no_room import no_file_longer_than
 
 VM = VmId("vm-000000000001")
 
@@ -29,7 +30,7 @@ def folder(tmp_path: Path) -> VmFolder:
 
 def test_a_disk_that_refuses_a_write_is_the_hosts_fault_and_what_was_there_stays(folder: VmFolder) -> None:
     folder.write(record())
-    folder.record_path.with_suffix(".new").mkdir()  # where the new one would be written
+    folder.record_path.with_name("vm.json.0.new").mkdir()  # where the new one would be written
     with pytest.raises(HostError, match="make room"):
         folder.write(msgspec.structs.replace(record(), term=2))
     assert folder.read() == record()
@@ -59,3 +60,16 @@ def test_removing_a_folder_takes_all_that_is_in_it_and_may_be_repeated(folder: V
 def test_a_vm_that_is_still_to_come_is_held_by_no_term(phase: VmPhase) -> None:
     held = msgspec.structs.replace(record(), phase=phase, term=7).held_term
     assert held == (0 if phase is VmPhase.INCOMING else 7)
+
+
+def test_a_full_disk_keeps_the_record_and_the_files_of_a_move_and_leaves_nothing_beside_them(folder: VmFolder) -> None:
+    folder.write(record())
+    folder.keep("handover.json", record())
+    size_bytes = folder.record_path.stat().st_size
+    longer = msgspec.structs.replace(record(), reason="x" * size_bytes)
+    with no_file_longer_than(size_bytes):
+        for write in (folder.write, lambda value: folder.keep("handover.json", value)):
+            with pytest.raises(HostError, match="too large"):
+                write(longer)
+    assert folder.read() == record()
+    assert sorted(path.name for path in folder.path.iterdir()) == ["handover.json", "vm.json"]

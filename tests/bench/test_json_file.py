@@ -27,7 +27,7 @@ def test_a_document_that_cannot_be_written_leaves_the_one_before(tmp_path: Path)
     write_json(path, _Document((1,)))
     with pytest.raises(TypeError):
         write_json(path, _Document((object(),)))
-    (tmp_path / "bench.new").mkdir()  # where the new one would be written first
+    (tmp_path / "bench.json.0.new").mkdir()  # where the new one would be written first
     with pytest.raises(IsADirectoryError):
         write_json(path, _Document((2,)))
     assert msgspec.json.decode(path.read_bytes()) == {"figures": [1]}

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from architect.errors import ArchitectError
-from architect.model.config import ControlConfig, write_config
+from architect.model.config import ControlConfig
 from architect.runtime.certificates import make_ca, make_certificate
+from architect.runtime.config_file import write_config
 from architect.runtime.rpc import Channel, Handler, open_channel, peer_name
 from architect.runtime.tls import client_context, san_name, server_context
 from architect.testing.fake_agent import FakeAgent, FakeWorld

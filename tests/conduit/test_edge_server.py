@@ -144,7 +144,7 @@ def test_a_reset_forgets_flows_and_refuses_older_connections_from_then_on(tmp_pa
 
 def test_a_table_that_cannot_be_stored_changes_nothing(tmp_path: Path) -> None:
     server, datapath = make(tmp_path)
-    (tmp_path / "table.new").mkdir()
+    (tmp_path / "table.json.0.new").mkdir()
     with pytest.raises(HostError, match="edge table"):
         server.answer(DEFINE, "control")
     assert datapath.routes == {}

@@ -19,10 +19,11 @@ from architect.conduit.layout import PortState
 from architect.conduit.pins import fabric_folder
 from architect.conduit.switch import SourceFlows, SteeredVm, TargetFlows
 from architect.errors import ConflictError, HostError, NotFoundError
-from architect.model.config import EdgeConfig, write_config
+from architect.model.config import EdgeConfig
 from architect.model.endpoints import Protocol, Publish
 from architect.model.ids import VmId, Vni
 from architect.runtime.certificates import make_ca, make_certificate
+from architect.runtime.config_file import write_config
 from architect.runtime.namespaces import delete_namespace
 from tests.host.conduit_network import CLIENT, EDGE, HOSTS, PUBLIC, Guest, Network, missing_capability, port_of, small_internet
 from tests.host.traffic import HashedTcp, NumberedUdp

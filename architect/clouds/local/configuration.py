@@ -16,9 +16,10 @@ from architect.clouds.local.layout import (
     StateFolder,
 )
 from architect.clouds.local.record import FabricRecord, HostRecord
-from architect.model.config import AgentConfig, ControlConfig, EdgeConfig, write_config
+from architect.model.config import AgentConfig, ControlConfig, EdgeConfig
 from architect.model.ownership import OWNERSHIP_MARK
 from architect.runtime.certificates import make_ca, make_certificate
+from architect.runtime.config_file import write_config
 
 
 def write_control(folder: StateFolder, layout: FabricLayout) -> Path:

@@ -7,7 +7,6 @@ record of another boot describes nothing that still exists.
 
 from __future__ import annotations
 
-import os
 from enum import StrEnum
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from architect.errors import HostError, NotFoundError
 from architect.model.notice import NoticeKind
 from architect.runtime.boot import boot_id
 from architect.runtime.processes import ProcessIdentity
+from architect.runtime.whole_file import write_whole
 
 RECORD_VERSION = 1
 
@@ -102,17 +102,15 @@ def read_record(path: Path) -> FabricRecord | None:
 
 
 def write_record(path: Path, record: FabricRecord) -> None:
-    """Replace the record as a whole; a reader, or a crash, sees the old one or the new one.
+    """Replace the record as a whole; a reader, or a supervisor after this one was killed, sees the old one or the new one.
+
+    It is not flushed: of what it describes a crash of the machine leaves nothing but the hosts' names.
 
     Raises:
         HostError: the state folder cannot be written.
     """
-    temporary = path.with_name(path.name + ".new")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(record), indent=2))
-        temporary.rename(path)
+        write_whole(path, msgspec.json.format(msgspec.json.encode(record), indent=2))
     except OSError as error:
         raise HostError(f"state folder {path.parent}", str(error), "see that it exists and has room") from error
 

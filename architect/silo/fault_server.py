@@ -28,9 +28,11 @@ from architect.silo.stream_messages import FRAME_PAGES, Want, Zeros
 from architect.silo.stream_messages import Pages as PagesMessage
 from architect.silo.tracker import Tracker
 from architect.silo.urgent_thread import make_urgent
+from architect.silo.userfault import UserfaultError
 from architect.wire.framing import FrameError
 
 ANSWER_TIMEOUT_S = 10.0
+RETRY_S = 0.1
 _log = logging.getLogger("architect.memory")
 _ZEROS = ctypes.create_string_buffer(EXTENT_BYTES)
 _ZEROS_ADDRESS = ctypes.addressof(_ZEROS)
@@ -97,11 +99,17 @@ class FaultServer:
                     self._take_offer()
                 if self._demand is not None and self._demand.fileno() in ready:
                     self._take_answers(self._demand)
+            except UserfaultError as error:
+                if has_ended(ended):
+                    return
+                _log.error("fault server: %s; it is tried again", error)
+                self._drop_demand()  # pages that it brought are asked for again on the next
+                time.sleep(RETRY_S)
+                with contextlib.suppress(UserfaultError):  # it is told again by who touches the page again
+                    self._tracker.wake_all()
             except ArchitectError as error:
                 if self._drop_demand():
                     _log.log(logging.WARNING if self._wanted else logging.INFO, "%s", error)
-                elif has_ended(ended):
-                    return
                 else:
                     _log.error("fault server: %s", error)
 

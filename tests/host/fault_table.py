@@ -199,6 +199,7 @@ EXCEPTIONS: dict[tuple[Victim, str], frozenset[Outcome]] = {
     # The cut waits longer for its answer than the host stands; what is asked before it does not.
     (Victim.TARGET_FROZEN, "source-cut"): frozenset({S, T}),
     (Victim.TARGET_FROZEN, "source-commit"): frozenset({S, T}),
+    (Victim.TARGET_FROZEN, "source-verify"): frozenset({S, T}),
     # It never ran, and is given back.
     (Victim.TARGET_QEMU, "target-resume"): frozenset({S}),
     (Victim.TARGET_QEMU, "target-resume (postcopy)"): frozenset({S}),

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from architect.drafter.qemu_command import file_of
 from architect.drafter.qmp import QmpConnection, QmpRefusedError
 from architect.errors import HostError
 
@@ -27,7 +28,7 @@ class OverlayNode(msgspec.Struct, frozen=True):
     @property
     def file(self) -> str:
         """The node of its file."""
-        return f"{self.name}-file"
+        return file_of(self.name)
 
 
 async def find_overlay(qmp: QmpConnection, vm: str) -> OverlayNode:
@@ -39,10 +40,10 @@ async def find_overlay(qmp: QmpConnection, vm: str) -> OverlayNode:
     found: OverlayNode | None = None
     nodes = await nodes_by_name(qmp)
     for name in nodes:
-        if (match := _OVERLAY.fullmatch(name)) is not None and f"{name}-file" in nodes:
+        if (match := _OVERLAY.fullmatch(name)) is not None and file_of(name) in nodes:
             generation = int(match[1] or 0)
             if found is None or generation > found.generation:
-                file = str(nodes[f"{name}-file"]["file"])
+                file = str(nodes[file_of(name)]["file"])
                 found = OverlayNode(name, generation, int(file.rpartition("/")[2]))
     if found is None:
         raise HostError(f"{vm}: disk", "the machine was started without an overlay", "start it with one")

@@ -27,7 +27,7 @@ from architect.drafter.block_job import JobProgress, abandon_job, find_job, wait
 from architect.drafter.block_node import OverlayNode, delete_fdset, delete_nodes, find_overlay, nodes_by_name
 from architect.drafter.disk_export import stop_exports
 from architect.drafter.machine import Machine
-from architect.drafter.qemu_command import NODE_BASE, NODE_DISK, file_node, overlay_node
+from architect.drafter.qemu_command import NODE_BASE, NODE_DISK, file_node, file_of, overlay_node
 from architect.drafter.qmp import QmpRefusedError
 from architect.drafter.remote_index import CACHE_WHOLE_INDEX, load_index
 from architect.errors import ArchitectError
@@ -101,7 +101,7 @@ async def reattach_remote(machine: Machine, connection: int) -> None:
     base = NODE_BASE if NODE_BASE in nodes else None
     fresh = f"{REMOTE_NODE}-{1 + max(present.values())}"
     for name in present:
-        machine.disk_links.cut(_file(name))  # whoever reads there still fails at once
+        machine.disk_links.cut(file_of(name))  # whoever reads there still fails at once
     await stop_exports(machine)  # of an agent that was killed while it read the index
     try:
         await _add_remote(machine, connection, fresh, base)
@@ -119,7 +119,7 @@ async def remote_state(machine: Machine) -> RemoteState:
     if not present:
         return RemoteState.NONE
     newest = max(present, key=lambda name: present[name])
-    is_broken = machine.disk_links.is_broken(_file(newest))
+    is_broken = machine.disk_links.is_broken(file_of(newest))
     if is_broken is None and await stream_trouble(machine) is StreamTrouble.BROKEN:
         is_broken = True
     return RemoteState.UNKNOWN if is_broken is None else RemoteState.BROKEN if is_broken else RemoteState.CONNECTED
@@ -179,8 +179,8 @@ async def complete_stream(machine: Machine, timeout_s: float | None) -> None:
     """
     await wait_job(machine.qmp, machine.name, JOB, timeout_s)
     for name in _remotes(await nodes_by_name(machine.qmp)):
-        await delete_nodes(machine.qmp, name, _file(name))
-        machine.disk_links.cut(_file(name))
+        await delete_nodes(machine.qmp, name, file_of(name))
+        machine.disk_links.cut(file_of(name))
 
 
 def _remotes(nodes: Iterable[str]) -> dict[str, int]:
@@ -188,20 +188,16 @@ def _remotes(nodes: Iterable[str]) -> dict[str, int]:
     return {name: int(match[1] or 0) for name in nodes if (match := _REMOTE.fullmatch(name)) is not None}
 
 
-def _file(remote: str) -> str:
-    return f"{remote}-file"
-
-
 async def _add_remote(machine: Machine, connection: int, name: str, base: str | None) -> None:
-    await machine.disk_links.open(_file(name), connection, EXPORT, read_only=True)
-    remote = overlay_node(name, _file(name), base, machine.host_fsync) | {"read-only": True} | CACHE_WHOLE_INDEX
+    await machine.disk_links.open(file_of(name), connection, EXPORT, read_only=True)
+    remote = overlay_node(name, file_of(name), base, machine.host_fsync) | {"read-only": True} | CACHE_WHOLE_INDEX
     await machine.qmp.execute("blockdev-add", remote)
 
 
 async def _remove_remote(machine: Machine, name: str) -> None:
-    machine.disk_links.cut(_file(name))
+    machine.disk_links.cut(file_of(name))
     with contextlib.suppress(ArchitectError):
-        await delete_nodes(machine.qmp, name, _file(name))
+        await delete_nodes(machine.qmp, name, file_of(name))
 
 
 async def _add_file(machine: Machine, path: Path) -> int:

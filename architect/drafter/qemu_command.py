@@ -164,13 +164,13 @@ def _disk(launch: QemuLaunch, descriptors: QemuDescriptors) -> list[str]:
         return [*arguments, "-blockdev", _json(empty), "-blockdev", _json(top), "-device", device]
     if files.base_read_only is not None:
         arguments += ["-add-fd", f"set={FDSET_BASE},fd={files.base_read_only}"]
-        arguments += ["-blockdev", _json(file_node("base-file", FDSET_BASE, launch.host_fsync, read_only=True))]
-        arguments += ["-blockdev", _json({"driver": "raw", "node-name": NODE_BASE, "read-only": True, "file": "base-file"})]
+        arguments += ["-blockdev", _json(file_node(file_of(NODE_BASE), FDSET_BASE, launch.host_fsync, read_only=True))]
+        arguments += ["-blockdev", _json({"driver": "raw", "node-name": NODE_BASE, "read-only": True, "file": file_of(NODE_BASE)})]
     for descriptor in (files.overlay_read_write, files.overlay_read_only):
         arguments += ["-add-fd", f"set={FDSET_OVERLAY},fd={descriptor}"]
     backing = NODE_BASE if files.base_read_only is not None else None
-    arguments += ["-blockdev", _json(file_node("overlay-file", FDSET_OVERLAY, launch.host_fsync))]
-    arguments += ["-blockdev", _json(overlay_node(NODE_OVERLAY, "overlay-file", backing, launch.host_fsync))]
+    arguments += ["-blockdev", _json(file_node(file_of(NODE_OVERLAY), FDSET_OVERLAY, launch.host_fsync))]
+    arguments += ["-blockdev", _json(overlay_node(NODE_OVERLAY, file_of(NODE_OVERLAY), backing, launch.host_fsync))]
     return [*arguments, "-blockdev", _json(top), "-device", device]
 
 
@@ -182,6 +182,11 @@ def _nic(spec: MachineSpec, launch: QemuLaunch, descriptors: QemuDescriptors) ->
     if descriptors.tap is None:
         return ["-device", device]
     return ["-netdev", f"tap,id=tap0,fd={descriptors.tap},vhost=off", "-device", f"{device},netdev=tap0"]
+
+
+def file_of(node: str) -> str:
+    """How the node is named that has the file, or the connection to it, which that node reads."""
+    return f"{node}-file"
 
 
 def file_node(name: str, fdset: int, host_fsync: bool, *, read_only: bool = False) -> dict[str, object]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,8 +21,10 @@ from pathlib import Path
 from architect.drafter.block_node import nodes_by_name
 from architect.drafter.disk_export import start_export, stop_exports
 from architect.drafter.machine import Machine
+from architect.drafter.qemu_command import file_of
 from architect.errors import HostError
 from architect.runtime.socket_paths import short_socket_path
+from architect.wire import nbd
 
 CACHE_WHOLE_INDEX: dict[str, object] = {"l2-cache-size": 1 << 40, "cache-clean-interval": 0}
 """Options of a qcow2 node. It takes as much memory as the index needs: 1/8192 of the disk, less where nothing was written."""
@@ -33,13 +34,6 @@ _EXPORT = "index"
 _AT_ONCE = 16
 _SECTOR_BYTES = 512
 _INDEX_ENTRY_BYTES = 16  # 8, or 16 with subclusters
-_GREETING = struct.Struct(">8s8sH")
-_CHOICE = struct.Struct(">I8sII")
-_OFFER = struct.Struct(">QH")
-_REQUEST = struct.Struct(">IHHQQI")
-_REPLY = struct.Struct(">IIQ")
-_OPTION_MAGIC, _REQUEST_MAGIC = b"IHAVEOPT", 0x25609513
-_FIXED_NEWSTYLE_NO_ZEROES, _EXPORT_NAME = 3, 1
 
 
 async def load_index(machine: Machine, node: str) -> None:
@@ -58,9 +52,9 @@ async def load_index(machine: Machine, node: str) -> None:
             for first in range(0, len(places), _AT_ONCE):
                 await _read_sectors(reader, writer, places[first : first + _AT_ONCE])
     except TimeoutError as error:
-        machine.disk_links.cut(f"{node}-file")  # or QEMU would wait for it when the export ends
+        machine.disk_links.cut(file_of(node))  # or QEMU would wait for it when the export ends
         raise _unreadable(machine, f"nothing came for {SILENCE_S:g} s") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, nbd.NbdError) as error:
         raise _unreadable(machine, str(error)) from error
     finally:
         await stop_exports(machine)
@@ -78,10 +72,9 @@ async def _connected(path: Path) -> AsyncIterator[tuple[asyncio.StreamReader, as
     with short_socket_path(path) as address:
         reader, writer = await asyncio.open_unix_connection(address)
     try:
-        await _exactly(reader, _GREETING.size)
-        name = _EXPORT.encode()
-        writer.write(_CHOICE.pack(_FIXED_NEWSTYLE_NO_ZEROES, _OPTION_MAGIC, _EXPORT_NAME, len(name)) + name)
-        await _exactly(reader, _OFFER.size)
+        nbd.check_greeting(await _exactly(reader, nbd.GREETING_BYTES))
+        writer.write(nbd.pack_choice(_EXPORT))
+        nbd.parse_export(await _exactly(reader, nbd.EXPORT_BYTES))
         yield reader, writer
     finally:
         writer.transport.abort()
@@ -90,11 +83,15 @@ async def _connected(path: Path) -> AsyncIterator[tuple[asyncio.StreamReader, as
 async def _read_sectors(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, places: range) -> None:
     """Read a sector at each place; what is in it does not matter."""
     for place in places:
-        writer.write(_REQUEST.pack(_REQUEST_MAGIC, 0, 0, place, place, _SECTOR_BYTES))
-    for _ in places:
-        _, failure, _ = _REPLY.unpack(await _exactly(reader, _REPLY.size))
-        if failure:
-            raise OSError(failure, os.strerror(failure))
+        writer.write(nbd.pack_request(nbd.Request(nbd.Command.READ, cookie=place, offset=place, length=_SECTOR_BYTES)))
+    unanswered = set(places)
+    while unanswered:
+        reply = nbd.parse_reply(await _exactly(reader, nbd.REPLY_BYTES))
+        if reply.error:
+            raise OSError(reply.error, os.strerror(reply.error))
+        if reply.cookie not in unanswered:
+            raise nbd.NbdError("NBD reply", f"is to {reply.cookie}, which is not under way", "report this with QEMU's version")
+        unanswered.remove(reply.cookie)
         await _exactly(reader, _SECTOR_BYTES)
 
 

@@ -4,51 +4,24 @@ It runs in the memory process, because that lives on when the source's QEMU has 
 (its pages, the connections) is there, too. The client is the target's QEMU with who knows what guest: nothing that it says is
 believed, every length is bounded, and what is not understood ends the connection.
 
-Protocol (https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md): fixed newstyle negotiation, any export name means the
-file, simple replies. Commands: READ, DISC. Reads past the file's end, up to the next sector, are zeros.
+Of `wire.nbd`: any export name means the file; commands are READ and DISCONNECT. Reads past the file's end, up to the next sector,
+are zeros.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import struct
 from collections.abc import Callable
-from enum import IntEnum
 
-from architect.errors import HostError, PeerError
+from architect.errors import HostError
 from architect.model.sizes import round_up
+from architect.wire import nbd
 
 SECTOR_BYTES = 512
+BLOCK_BYTES = 4096
 READ_BYTES_MAX = 2 << 20
-OPTION_BYTES_MAX = 8192
 OPTIONS_MAX = 32
-
-_GREETING = struct.Struct(">8s8sH")
-_MAGIC, _OPTION_MAGIC = b"NBDMAGIC", b"IHAVEOPT"
-_FIXED_NEWSTYLE, _NO_ZEROES = 1, 2
-_OPTION = struct.Struct(">8sII")
-_OPTION_REPLY = struct.Struct(">QIII")
-_OPTION_REPLY_MAGIC = 0x3E889045565A9
-_ACK, _ABOUT, _UNSUPPORTED = 1, 3, 0x80000001
-_ABOUT_EXPORT, _ABOUT_BLOCKS = struct.Struct(">HQH"), struct.Struct(">HIII")
-_EXPORT = struct.Struct(">QH")
-_HAS_FLAGS, _READ_ONLY = 1, 2
-_FLAGS = _HAS_FLAGS | _READ_ONLY
-_REQUEST = struct.Struct(">IHHQQI")
-_REQUEST_MAGIC = 0x25609513
-_READ, _DISCONNECT = 0, 2
-_REPLY = struct.Struct(">IIQ")
-_REPLY_MAGIC = 0x67446698
-_BLOCK_BYTES_PREFERRED = 4096
-
-
-class _Option(IntEnum):
-    EXPORT_NAME = 1
-    ABORT = 2
-    INFO = 6
-    GO = 7
-
 
 Receive = Callable[[int], bytes]
 """Returns exactly so many bytes; raises OSError when the connection has ended."""
@@ -57,10 +30,6 @@ Send = Callable[[memoryview], None]
 
 class ServedFileError(HostError):
     """The file cannot be read."""
-
-
-class NbdError(PeerError):
-    """A client that does not keep to the protocol."""
 
 
 class ServedFile:
@@ -78,7 +47,7 @@ class ServedFile:
         """Serve one connection, until its client says that it is done.
 
         Raises:
-            NbdError: the client breaks the protocol.
+            nbd.NbdError: the client breaks the protocol.
             OSError: the connection has ended.
         """
         # Of its own: after `close` the number may be another file's.
@@ -90,19 +59,21 @@ class ServedFile:
             os.close(descriptor)
 
     def _answer(self, descriptor: int, receive: Receive, send: Send) -> None:
-        buffer = memoryview(bytearray(_REPLY.size + READ_BYTES_MAX))
+        buffer = memoryview(bytearray(nbd.REPLY_BYTES + READ_BYTES_MAX))
         while True:
-            magic, _, command, cookie, offset, length = _REQUEST.unpack(receive(_REQUEST.size))
-            if magic == _REQUEST_MAGIC and command == _DISCONNECT:
+            request = nbd.parse_request(receive(nbd.REQUEST_BYTES))
+            if request.command == nbd.Command.DISCONNECT:
                 return
-            if magic != _REQUEST_MAGIC or command != _READ:
-                raise NbdError(f"client of disk {self._path}", f"sent command {command}", "check that it is a QEMU that reads")
-            if not 0 < length <= READ_BYTES_MAX or offset + length > self.size_bytes:
-                error_number, length = errno.EINVAL, 0
+            if request.command != nbd.Command.READ:
+                cause = f"sent command {request.command}"
+                raise nbd.NbdError(f"client of disk {self._path}", cause, "check that it is a QEMU that reads")
+            end = nbd.REPLY_BYTES + request.length
+            if not 0 < request.length <= READ_BYTES_MAX or request.offset + request.length > self.size_bytes:
+                error_number = errno.EINVAL
             else:
-                error_number = _read(descriptor, buffer[_REPLY.size : _REPLY.size + length], offset)
-            _REPLY.pack_into(buffer, 0, _REPLY_MAGIC, error_number, cookie)
-            send(buffer[: _REPLY.size + (0 if error_number else length)])
+                error_number = _read(descriptor, buffer[nbd.REPLY_BYTES : end], request.offset)
+            buffer[: nbd.REPLY_BYTES] = nbd.pack_reply(nbd.Reply(error_number, request.cookie))
+            send(buffer[: nbd.REPLY_BYTES if error_number else end])
 
     def close(self) -> None:
         """Take no more connections; those that are served go on. Once."""
@@ -124,30 +95,28 @@ def _read(descriptor: int, part: memoryview, offset: int) -> int:
 
 def _negotiate(size_bytes: int, receive: Receive, send: Send) -> bool:
     """Agree on the export; returns whether its commands follow."""
-    send(memoryview(_GREETING.pack(_MAGIC, _OPTION_MAGIC, _FIXED_NEWSTYLE | _NO_ZEROES)))
-    (client_flags,) = struct.unpack(">I", receive(4))
+    send(memoryview(nbd.pack_greeting()))
+    wants_zeroes = nbd.parse_flags(receive(nbd.FLAGS_BYTES))
     for _ in range(OPTIONS_MAX):
-        magic, option, length = _OPTION.unpack(receive(_OPTION.size))
-        if magic != _OPTION_MAGIC or length > OPTION_BYTES_MAX:
-            raise NbdError("client of a disk", "sent no NBD option", "check that it is a QEMU")
-        receive(length)  # the export's name, and what of it is asked: it is told all
-        match option:
-            case _Option.EXPORT_NAME:
-                send(memoryview(_EXPORT.pack(size_bytes, _FLAGS) + bytes(0 if client_flags & _NO_ZEROES else 124)))
+        header = nbd.parse_option(receive(nbd.OPTION_BYTES))
+        receive(header.length)  # the export's name, and what of it is asked: it is told all
+        match header.option:
+            case nbd.Option.EXPORT_NAME:
+                send(memoryview(nbd.pack_export(size_bytes, has_zeroes=wants_zeroes)))
                 return True
-            case _Option.ABORT:
-                send(_reply(option, _ACK))
+            case nbd.Option.ABORT:
+                send(_reply(header.option, nbd.OptionAnswer.ACK))
                 return False
-            case _Option.INFO | _Option.GO:
-                send(_reply(option, _ABOUT, _ABOUT_EXPORT.pack(0, size_bytes, _FLAGS)))
-                send(_reply(option, _ABOUT, _ABOUT_BLOCKS.pack(3, 1, _BLOCK_BYTES_PREFERRED, READ_BYTES_MAX)))
-                send(_reply(option, _ACK))
-                if option == _Option.GO:
+            case nbd.Option.INFO | nbd.Option.GO:
+                for about in (nbd.pack_about_export(size_bytes), nbd.pack_about_block_sizes(BLOCK_BYTES, READ_BYTES_MAX)):
+                    send(_reply(header.option, nbd.OptionAnswer.ABOUT, about))
+                send(_reply(header.option, nbd.OptionAnswer.ACK))
+                if header.option == nbd.Option.GO:
                     return True
             case _:  # structured replies, TLS, meta contexts: clients do without
-                send(_reply(option, _UNSUPPORTED))
-    raise NbdError("client of a disk", f"sent {OPTIONS_MAX} NBD options", "check that it is a QEMU")
+                send(_reply(header.option, nbd.OptionAnswer.UNSUPPORTED))
+    raise nbd.NbdError("client of a disk", f"sent {OPTIONS_MAX} NBD options", "check that it is a QEMU")
 
 
-def _reply(option: int, kind: int, data: bytes = b"") -> memoryview:
-    return memoryview(_OPTION_REPLY.pack(_OPTION_REPLY_MAGIC, option, kind, len(data)) + data)
+def _reply(option: int, answer: nbd.OptionAnswer, data: bytes = b"") -> memoryview:
+    return memoryview(nbd.pack_option_reply(option, answer, data))

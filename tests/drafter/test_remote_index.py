@@ -30,7 +30,8 @@ class _Listener:
 
 
 class _Machine:
-    """A QEMU with a qcow2 of 5 GiB, as far as its monitor and its NBD server are asked. `failing`: reads there fail with EIO."""
+    """A QEMU with a qcow2 of 5 GiB, as far as its monitor and its NBD server are asked. `failing`: reads there fail with EIO;
+    `garble` changes what its server is about to send; `at_once`: so many requests are answered together, the last one first."""
 
     name = "vm-1"
 
@@ -43,6 +44,8 @@ class _Machine:
         self.cuts: list[str] = []
         self.failing = -1
         self.is_silent = False
+        self.garble: Callable[[bytes], bytes] = lambda data: data
+        self.at_once = 1
         self._listening: socket.socket | None = None
         self._serving: asyncio.Task[None] | None = None
 
@@ -86,22 +89,26 @@ class _Machine:
         connection, _ = await asyncio.get_running_loop().sock_accept(self._listening)
         reader, writer = await asyncio.open_unix_connection(sock=connection)
         try:
-            writer.write(struct.pack(">8s8sH", b"NBDMAGIC", b"IHAVEOPT", 3))
+            writer.write(self.garble(struct.pack(">8s8sH", b"NBDMAGIC", b"IHAVEOPT", 3)))
             flags, magic, option, length = struct.unpack(">I8sII", await reader.readexactly(20))
             assert (flags, magic, option) == (3, b"IHAVEOPT", 1)
             assert [(await reader.readexactly(length)).decode()] == self.exports
             writer.write(struct.pack(">QH", 5 * GIB, 3))
             while not self.is_silent:
-                _, _, command, handle, at, count = struct.unpack(">IHHQQI", await reader.readexactly(28))
-                assert (command, count) == (0, 512)
-                self.reads.append(at)
-                failure = EIO if at == self.failing else 0
-                writer.write(struct.pack(">IIQ", 0x67446698, failure, handle) + (b"" if failure else bytes(512)))
+                answers = [await self._answer(reader) for _ in range(self.at_once)]
+                writer.write(b"".join(reversed(answers)))
             await asyncio.Event().wait()
         except asyncio.IncompleteReadError:
             pass
         finally:
             writer.transport.abort()
+
+    async def _answer(self, reader: asyncio.StreamReader) -> bytes:
+        _, _, command, handle, at, count = struct.unpack(">IHHQQI", await reader.readexactly(28))
+        assert (command, count) == (0, 512)
+        self.reads.append(at)
+        failure = EIO if at == self.failing else 0
+        return self.garble(struct.pack(">IIQ", 0x67446698, failure, handle)) + (b"" if failure else bytes(512))
 
 
 def _load(tmp_path: Path, change: Callable[[_Machine], None]) -> _Machine:
@@ -137,6 +144,25 @@ def test_an_export_that_an_agent_left_which_was_killed_is_no_hindrance(tmp_path:
 def test_a_part_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"index of it cannot be read \(.*Input/output error\)"):
         _load(tmp_path, lambda machine: setattr(machine, "failing", 3 * GIB))
+
+
+def test_parts_may_come_in_any_order(tmp_path: Path) -> None:
+    assert len(_load(tmp_path, lambda machine: setattr(machine, "at_once", 4)).reads) == 20
+
+
+@pytest.mark.parametrize(
+    ("length", "place", "cause"),
+    [(18, 0, "greeting: is of no NBD server"), (18, 17, "greeting: offers no fixed newstyle"), (16, 0, "reply: does not begin"),
+     (16, 15, "reply: is to 1, which is not under way")],
+)  # fmt: skip
+def test_a_server_that_answers_by_no_protocol_is_an_error(tmp_path: Path, length: int, place: int, cause: str) -> None:
+    def garble(data: bytes) -> bytes:
+        if len(data) != length:
+            return data
+        return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+    with pytest.raises(HostError, match=f"cannot be read .*NBD {cause}"):
+        _load(tmp_path, lambda machine: setattr(machine, "garble", garble))
 
 
 def test_a_source_that_falls_silent_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

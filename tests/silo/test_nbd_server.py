@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from architect.drafter.overlay import create_overlay
 from architect.silo.exact_bytes import receive_exactly
-from architect.silo.nbd_server import READ_BYTES_MAX, NbdError, ServedFile, ServedFileError
+from architect.silo.nbd_server import READ_BYTES_MAX, ServedFile, ServedFileError
+from architect.wire.nbd import NbdError
 
 MIB = 1 << 20
 GO, ABORT, LIST, EXPORT_NAME = 7, 2, 3, 1

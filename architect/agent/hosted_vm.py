@@ -48,6 +48,7 @@ class HostedVm:
         self.disk: DiskWatch | None = None
         self.progress = ""
         self.paused_because = ""
+        self.waits_because = ""
         self.memory_replaced: Callable[[MemoryProcess], Awaitable[None]] | None = None
         self.machine_end = ""
         self._ended_memory: MemoryProcess | None = None
@@ -107,12 +108,14 @@ class HostedVm:
             state,
             record.held_term,
             record.spec,
-            record.reason or (stands_because if state is VmState.PAUSED else ""),
+            record.reason or (stands_because if state is VmState.PAUSED else self.waits_because),
             record.exit_code,
             self.progress,
             pid,
             _slim(moving) or record.last_move,
             self._held_bytes(),
+            record.fills_from,
+            self.waits_because,
         )
 
     def _held_bytes(self) -> int:

@@ -19,6 +19,8 @@ from architect.silo.memory_client import MemoryProcess
 from architect.wire.agent_messages import HostFacts
 from architect.wire.migration_messages import MigrationMessage
 
+ANSWER_TIMEOUT_S = 5.0
+
 BASE_PARTS_QUEUED_MAX = 4
 
 
@@ -142,6 +144,32 @@ async def listen_tunnel(vm: HostedVm, name: str) -> str:
     path = str(vm.folder.memory / f"{name}.sock")
     await parts_of(vm).memory.tunnel_listen(name, path)
     return path
+
+
+async def connect_answered(path: str | Path, timeout_s: float = ANSWER_TIMEOUT_S) -> socket.socket:
+    """As `connect_unix`, to one who speaks first: returns when there is something to read, all of it still unread.
+
+    Raises:
+        HostError: nobody listens there, or who does says nothing in time.
+    """
+    connection = connect_unix(path)
+    readable = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(connection, readable.set)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await readable.wait()
+        if not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+            raise ConnectionResetError("it was closed")
+    except BaseException as error:
+        loop.remove_reader(connection)
+        connection.close()
+        if not isinstance(error, OSError):  # TimeoutError is one
+            raise
+        cause = "the other end says nothing" if isinstance(error, TimeoutError) else str(error)
+        raise HostError(f"socket {path}", cause, "see the host at the other end") from error
+    loop.remove_reader(connection)
+    return connection
 
 
 def connect_unix(path: str | Path) -> socket.socket:

@@ -11,7 +11,7 @@ from architect.agent.disk_arrival import DiskArrival
 from architect.agent.host import Host
 from architect.agent.hosted_vm import HostedVm
 from architect.agent.memory_watch import wait_replaced
-from architect.agent.move_shared import close_tunnels, connect_unix, listen_tunnel, parts_of
+from architect.agent.move_shared import close_tunnels, connect_answered, connect_unix, listen_tunnel, parts_of
 from architect.agent.vm_parts import start_incoming
 from architect.drafter.disk_export import start_incoming_export, stop_exports
 from architect.drafter.disk_postcopy import attach_remote
@@ -24,6 +24,8 @@ from architect.model.handover_span import Span
 from architect.model.ids import MigrationId
 from architect.model.vm_spec import VmSpec
 from architect.runtime.boot import boot_id
+
+RESUME_TIMEOUT_S = 3600.0
 
 
 class TargetMachine:
@@ -86,7 +88,9 @@ class TargetMachine:
         machine = parts_of(self._vm).machine
         folder.halted.unlink(missing_ok=True)
         try:
-            return await machine.resume()
+            # Who waits for it bounds that. It is told only once: after a refusal QEMU (7.2) takes another `cont`, and runs the
+            # guest on a disk that it has closed.
+            return await machine.resume(RESUME_TIMEOUT_S)
         except QmpRefusedError as error:
             if not was_halted:
                 raise
@@ -117,8 +121,9 @@ class TargetMachine:
         self._close_remote()
 
     async def _connect_disk(self) -> socket.socket:
-        """Another way to the source's disk: through the memory process that there is now."""
-        return connect_unix(await listen_tunnel(self._vm, POSTCOPY_TUNNEL))
+        """Another way to the source's disk: through the memory process that there is now. QEMU, and the guest with it, stands still
+        while it waits for the first word over it; so it gets it after that."""
+        return await connect_answered(await listen_tunnel(self._vm, POSTCOPY_TUNNEL))
 
     async def run_hook(self, name: str) -> None:
         """As the port says."""
@@ -189,6 +194,10 @@ class TargetMemory:
             except LostError as error:
                 name, source = self._vm.record.request.name, self._vm.record.peer
                 raise LostError(f"memory of vm {name}", f"of host {source}: {error.cause}", f"see host {source}") from error
+
+    async def silent_s(self) -> float:
+        """As the port says."""
+        return (await parts_of(self._vm).memory.status()).silent_s
 
     async def abort_target(self) -> None:
         """As the port says."""

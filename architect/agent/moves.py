@@ -239,6 +239,12 @@ class Moves:
         if vm.parts is not None and vm.guest is None:
             vm.watch(self._group, vm.parts, fresh=False)
 
+    def waits(self, vm: VmId, why: str) -> None:
+        """As the port says."""
+        if (found := self._table.get(vm)) is not None:
+            found.waits_because = why
+            self._host.changed()
+
     def filled(self, vm: VmId) -> None:
         """As the port says."""
         self._room.arrived(vm)

@@ -21,15 +21,16 @@ from architect.agent.vm_record import VmFolder, VmPhase, folders
 from architect.agent.vm_table import VmTable
 from architect.errors import ArchitectError, NotFoundError
 from architect.migration.found_vm import FoundVerdict, abort_record, resolve_found_paused, resolve_found_running
-from architect.migration.handover_plan import HandoverPlan
+from architect.migration.handover_plan import HandoverLimits, HandoverPlan
 from architect.migration.ports import decided_record
 from architect.model.handover_state import MigrationMode
-from architect.model.ids import HostName
+from architect.model.ids import HostName, MigrationId
 from architect.wire.agent_messages import MigrateVm
 from architect.wire.migration_messages import Prepare
 
 _log = logging.getLogger(__name__)
 REATTACH_S_MAX = 60.0
+REATTACH_FILLING_S_MAX = HandoverLimits().unreached_s_max
 RETRY_S = 0.5
 RETRY_S_MAX = 4.0
 _GUEST_STOPPED = ("paused", "prelaunch", "inmigrate", "postmigrate")
@@ -124,7 +125,9 @@ def _read(vm: HostedVm, name: str, decoder: msgspec.json.Decoder[StructT]) -> St
 
 async def _find(host: Host, vm: HostedVm) -> VmParts | None:
     """What runs of the VM; None if its QEMU has ended, also by us because it could not be reached for too long."""
-    end_s = host.clock.monotonic_s() + REATTACH_S_MAX
+    # One that fills may wait for a page of a source that is not reached.
+    patience_s = REATTACH_FILLING_S_MAX if vm.record.fills_from else REATTACH_S_MAX
+    end_s = host.clock.monotonic_s() + patience_s
     while True:
         try:
             return await find_parts(host, vm.folder, vm.spec)
@@ -134,7 +137,7 @@ async def _find(host: Host, vm: HostedVm) -> VmParts | None:
         except ArchitectError as error:
             _log.warning("vm %s: %s", vm.record.request.name, error)
             if host.clock.monotonic_s() > end_s:
-                vm.machine_end = f"could not be reached for {REATTACH_S_MAX:g} s ({error.cause})"
+                vm.machine_end = f"could not be reached for {patience_s:g} s ({error.cause})"
                 return None
             await asyncio.sleep(RETRY_S)
 
@@ -164,7 +167,7 @@ async def _take_up_running(finding: _Finding, parts: VmParts) -> None:
         await vm.destroy()
         finding.table.drop(record.id)
         return
-    vm.note_fact(term=term, phase=VmPhase.RUNNING)
+    vm.note_fact(term=term, phase=VmPhase.RUNNING, migration=MigrationId(""), peer="")  # all of it is here
     await parts.machine.resume()
     ports = finding.moves.claim_ports(vm)
     finding.moves.source.reclaim(record.id, term, host.config.address, *ports)

@@ -35,6 +35,7 @@ from architect.wire.agent_messages import (
     ReadLog,
     RemoveVm,
     RunVm,
+    SourceGone,
     StopVm,
     VmStatus,
 )
@@ -76,6 +77,9 @@ class AgentService:
                 return await self._migrate(message, call)
             case GiveUpMove():
                 self._moves.source.give_up(message.migration, message.reason)
+                return Done()
+            case SourceGone():
+                self._moves.target.source_is_gone(message.source, message.why)
                 return Done()
             case ReadClock():
                 return ClockIs(self._host.clock.monotonic_s())

@@ -66,6 +66,11 @@ class VmRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The term by which this host has the VM; 0 while it is still to come: `term` is the source's then."""
         return 0 if self.phase is VmPhase.INCOMING else self.term
 
+    @property
+    def fills_from(self) -> str:
+        """The host at which some of a VM that runs here still is, or may be; empty if all is here."""
+        return self.peer if self.phase is VmPhase.RUNNING else ""
+
 
 _VM_RECORD_DECODER = msgspec.json.Decoder(VmRecord)
 

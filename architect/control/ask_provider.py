@@ -7,7 +7,6 @@ import functools
 import logging
 
 from architect.control.fabric import Fabric
-from architect.control.rooms import is_gone
 from architect.errors import ArchitectError
 from architect.model.ids import HostName
 
@@ -18,12 +17,12 @@ _log = logging.getLogger(__name__)
 
 
 def ask_about_silent(fabric: Fabric) -> None:
-    """Start a question about each host that is silent and not yet taken for gone; forget what was said of one that is back."""
+    """Start a question about each silent host that its provider still has; forget what was said of one that is back."""
     fabric.destroyed.difference_update([host for host in fabric.destroyed if not fabric.fleet.is_lost(host)])
     if fabric.instances is None:
         return
     for host in fabric.book.hosts:
-        if fabric.fleet.is_lost(host) and not is_gone(fabric, host):
+        if fabric.fleet.is_lost(host) and host not in fabric.destroyed:
             fabric.jobs.start(f"ask about {host}", functools.partial(_ask, fabric, host))
 
 

@@ -75,7 +75,8 @@ def has_taken_over(record: MigrationRecord, sighting: Sighted) -> bool:
 def settle(record: MigrationRecord, sightings: list[Sighted], ends: Ends, now_s: float) -> MigrationRecord:
     """The record after a look at the reports: ended if they leave no doubt, else as far as they show.
 
-    The VM running at the target under a higher term is the commit. It is done when the source is gone or no longer has the VM.
+    The VM running at the target under a higher term is the commit. It is done when the target lacks nothing of it, and the source
+    is gone or no longer has it.
     """
     for sighting in sightings:
         report = sighting.observation.migration
@@ -88,6 +89,8 @@ def settle(record: MigrationRecord, sightings: list[Sighted], ends: Ends, now_s:
             return with_state(lost, HandoverState.LOST, now_s, target.reason or "the target lost it")
         if target.migration is not None and target.migration.id == record.id:
             return with_report(record, target.migration, now_s)
+        if target.fills_from == record.source:
+            return with_state(record, HandoverState.POSTCOPY, now_s)
         if ends.source_lost or not any(sighting.host == record.source for sighting in sightings):
             return with_state(record, HandoverState.DONE, now_s)
         return with_state(record, HandoverState.COMMITTED, now_s)

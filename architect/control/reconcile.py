@@ -4,7 +4,7 @@ It looks after every change and at least every `LOOK_EVERY_S`, and remembers not
 it takes up every creation, move, stop and removal where it stands. One look::
 
     close silent connections → notices, deadlines of moves → silent hosts: ask their provider
-        → VMs from the reports (seen, adopted, missing, lost) → jobs → evacuation → acknowledge
+        → VMs from the reports (seen, adopted, missing, lost; filling) → jobs → evacuation → acknowledge
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from architect.control.ask_provider import ask_about_silent
 from architect.control.end_vm import carry_out_stop, clear_tombstone, release_edge
 from architect.control.evacuate import evacuate, note_refusal
 from architect.control.fabric import Fabric
+from architect.control.filling import Filling
 from architect.control.move_deadlines import take_up_deadlines
 from architect.control.move_vm import drive_move
 from architect.control.notices import take_over_notices
@@ -48,6 +49,7 @@ class Reconciler:
         self._told_lost: set[HostName] = set()
         self._open_moves: set[MigrationId] = set()
         self._edge_sessions = 0
+        self._filling = Filling(fabric)
 
     async def run(self) -> None:
         """Look for ever."""
@@ -68,6 +70,7 @@ class Reconciler:
         await self._tell_lost_hosts()
         ask_about_silent(self._fabric)
         await self._take_over_reports()
+        await self._filling.look(self._fabric.fleet.reports())
         self._start_jobs()
         self._note_ended_moves()
         await evacuate(self._fabric)

@@ -128,6 +128,7 @@ class EventKind(StrEnum):
     VM_PARKED = "vm-parked"
     VM_RESTORING = "vm-restoring"
     VM_LOST = "vm-lost"
+    VM_WAITS = "vm-waits"
     VM_STUCK = "vm-stuck"
     VM_REMOVED = "vm-removed"
     MIGRATION_STARTED = "migration-started"

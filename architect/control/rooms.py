@@ -34,20 +34,36 @@ def host_state(fabric: Fabric, record: HostRecord) -> HostState:
 
 
 def is_gone(fabric: Fabric, host: HostName) -> bool:
-    """Whether the host is taken for gone for good: forgotten, or silent and destroyed by its provider's word, or past its notice's
-    deadline, or for `host_gone_after_s`.
+    """Whether the host is taken for gone: forgotten, or silent and destroyed by its provider's word, or past its notice's
+    deadline, or for `host_gone_after_s`. What is concluded from that is taken back if the host returns.
 
     A host that is only silent (its agent is being started again, a link is cut) still runs what it ran.
     """
+    return bool(_why_gone(fabric, host))
+
+
+def why_gone_for_good(fabric: Fabric, host: HostName) -> str:
+    """Why the host will certainly not return; "" if it may. What is concluded from that is final: so where its provider can be
+    asked, silence is no reason.
+    """
+    if fabric.instances is not None and host in fabric.book.hosts and host not in fabric.destroyed:
+        return ""
+    return _why_gone(fabric, host)
+
+
+def _why_gone(fabric: Fabric, host: HostName) -> str:
     record = fabric.book.hosts.get(host)
     if record is None:
-        return True
+        return "it was removed from the fabric"
     if not fabric.fleet.is_lost(host):
-        return False
-    now_s = fabric.clock.wall_s()
+        return ""
+    if host in fabric.destroyed:
+        return "its provider has it no more"
+    now_s, gone_after_s = fabric.clock.wall_s(), fabric.config.host_gone_after_s
     deadline_s = deadline_at_s(record.notice, now_s)
-    is_past = deadline_s is not None and deadline_s < now_s
-    return host in fabric.destroyed or is_past or fabric.fleet.silent_s(host) > fabric.config.host_gone_after_s
+    if deadline_s is not None and deadline_s < now_s:
+        return "its notice's deadline has passed, and nothing is heard of it"
+    return f"nothing was heard of it for {gone_after_s:g} s" if fabric.fleet.silent_s(host) > gone_after_s else ""
 
 
 def room_at(fabric: Fabric, record: HostRecord) -> HostRoom:

@@ -1,9 +1,10 @@
-"""How long each action of a source may take before it counts as failed."""
+"""How long each action of a source, and of a target, may take before it counts as failed."""
 
 from __future__ import annotations
 
-from architect.migration.handover_plan import HandoverPlan
+from architect.migration.handover_plan import HandoverLimits, HandoverPlan
 from architect.migration.source_steps import Action, SourceStep
+from architect.migration.target_engine import TargetAction, TargetState
 
 
 def action_bound_s(action: Action, step: SourceStep, plan: HandoverPlan) -> float:
@@ -30,6 +31,24 @@ def action_bound_s(action: Action, step: SourceStep, plan: HandoverPlan) -> floa
             return limits.hook_timeout_s
         case _:
             return max(limits.machine_timeout_s, limits.call_timeout_s * 2)
+
+
+def target_bound_s(action: TargetAction, state: TargetState, limits: HandoverLimits) -> float:
+    """The bound of an action of the target. What may need the source is bounded by that (`source_watch`): a QEMU that is told to
+    run answers once it has what it needs for that, or to refuse."""
+    match action:
+        case TargetAction.WAIT_MEMORY | TargetAction.WAIT_DISK:
+            return limits.fill_timeout_s
+        case TargetAction.RESUME if state.needs_source:
+            return limits.unreached_s_max
+        case TargetAction.CREATE_RECORD | TargetAction.GIVE_BACK:
+            return limits.record_timeout_s
+        case TargetAction.RELAY:
+            return limits.machine_timeout_s + limits.call_timeout_s
+        case TargetAction.FULL_HASH:
+            return limits.machine_timeout_s + state.request.spec.machine.memory_bytes / limits.verify_bytes_per_s
+        case _:
+            return limits.machine_timeout_s
 
 
 def verify_bound_s(plan: HandoverPlan) -> float:

@@ -106,6 +106,12 @@ class HandoverTarget:
         self._spawn(session.recover())
         await session.wait_claimed()
 
+    def source_is_gone(self, source: HostName, why: str) -> None:
+        """The fabric says that this host is gone for good: what is missing of VMs that came from there will not come."""
+        for session in self._sessions.values():
+            if session.request.source.name == source:
+                session.source_watch.host_is_gone(why)
+
     async def let_go(self, vm: VmId) -> None:
         """A handover away from here begins: end what is left of the one that brought the VM. `open_handover` awaits this.
 

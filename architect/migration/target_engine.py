@@ -133,6 +133,13 @@ class TargetState(msgspec.Struct, frozen=True):
         return record.term == self.request.term + 1
 
     @property
+    def needs_source(self) -> bool:
+        """Whether the VM is here to stay, and the guest, or QEMU itself, may have to wait for what is still at the source."""
+        cut = self.cut
+        is_postcopy = cut is not None and (cut.postcopy or cut.disk_postcopy)
+        return is_postcopy and self.step in (TargetStep.RESUME, TargetStep.FILL)
+
+    @property
     def may_abort(self) -> bool:
         """Whether the move can still be given up here: nobody has been told that we might take over."""
         return self.step in (
@@ -271,7 +278,7 @@ def _after_failure(state: TargetState, event: Failed) -> TargetState:
     match state.step:
         case TargetStep.CLAIM | TargetStep.HAND_BACK:
             return again
-        case TargetStep.RESUME if again.attempts < state.limits.insist_attempts_max:
+        case TargetStep.RESUME if again.attempts < state.limits.insist_attempts_max and event.code != LostError.code:
             return again
         case TargetStep.RESUME | TargetStep.FILL:
             return _undo(state, LostError.code, event.reason)

@@ -53,7 +53,7 @@ class TargetMachinePort(Protocol):
         ...
 
     async def wait_disk_present(self) -> None:
-        """Until the whole disk is here (at once, but after `attach_postcopy_disk`). Raises LostError if it never will be."""
+        """Until the whole disk is here (at once, but after `attach_postcopy_disk`), as `wait_all_present`."""
         ...
 
     async def run_hook(self, name: str) -> None:
@@ -109,7 +109,16 @@ class TargetMemoryPort(Protocol):
         ...
 
     async def wait_all_present(self) -> None:
-        """Until no page is missing and the promised root is proved. Raises LostError if it never will be."""
+        """Until no page is missing and the promised root is proved, however long the source cannot be reached. Raises LostError if
+        it never will be."""
+        ...
+
+    async def silent_s(self) -> float:
+        """How long nothing was heard from the source's host.
+
+        Raises:
+            ArchitectError: nobody can tell just now.
+        """
         ...
 
     async def abort_target(self) -> None:
@@ -187,6 +196,10 @@ class TargetHostPort(Protocol):
 
     def taken_over(self, migration: MigrationId, spec: VmSpec, term: int) -> None:
         """The VM is this host's by record `term` and runs: supervise it."""
+        ...
+
+    def waits(self, vm: VmId, why: str) -> None:
+        """The VM may have to wait for what its source does not send; "": not any more."""
         ...
 
     def filled(self, vm: VmId) -> None:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Awaitable, Callable
 
 import msgspec
 
 from architect.errors import ArchitectError, ConflictError, HandoverError, InternalError, PeerError, UnavailableError, remote_error
+from architect.migration.action_bounds import target_bound_s
 from architect.migration.ended_handover import EndedHandover
 from architect.migration.handover_plan import HandoverLimits
 from architect.migration.ports import MIRROR_TUNNEL, POSTCOPY_TUNNEL
+from architect.migration.source_watch import SourceWatch
 from architect.migration.span_recorder import SpanRecorder
 from architect.migration.target_claim import TargetClaim
 from architect.migration.target_engine import (
@@ -83,6 +86,8 @@ class TargetSession:
         ports, clock, limits, source = setting.ports, setting.clock, setting.limits, request.source.address
         self._greeter = TargetGreeting(ports, clock, limits, self._spans, setting.address, source)
         self._claim = TargetClaim(request, setting.host, ports, setting.writer, limits, recovers=setting.recovers)
+        tell = functools.partial(setting.agent.waits, request.spec.id)
+        self.source_watch = SourceWatch(self._thing, request.source.name, ports.memory, clock, limits, tell)
         self._table = self._make_table()
 
     @property
@@ -252,9 +257,13 @@ class TargetSession:
 
         try:
             with self._spans.span(state.step.value):
-                async with asyncio.TaskGroup() as group:
-                    for action in actions_of(state):
-                        group.create_task(one(action))
+                async with asyncio.TaskGroup() as outer:
+                    watching = outer.create_task(self.source_watch.run()) if state.needs_source else None
+                    async with asyncio.TaskGroup() as group:
+                        for action in actions_of(state):
+                            group.create_task(one(action))
+                    if watching is not None:
+                        watching.cancel()
         except* ArchitectError as errors:
             await self._look_what_ended()
             failed = Failed.of(errors)
@@ -276,19 +285,7 @@ class TargetSession:
             await self._ports.gate.wait(f"target-{step.value}")
 
     async def _perform(self, action: TargetAction) -> TargetEvent | None:
-        limits = self._setting.limits
-        bound_s: float = limits.machine_timeout_s
-        match action:
-            case TargetAction.WAIT_MEMORY | TargetAction.WAIT_DISK:
-                bound_s = limits.fill_timeout_s
-            case TargetAction.CREATE_RECORD | TargetAction.GIVE_BACK:
-                bound_s = limits.record_timeout_s
-            case TargetAction.RELAY:
-                bound_s += limits.call_timeout_s
-            case TargetAction.FULL_HASH:
-                bound_s += self.request.spec.machine.memory_bytes / limits.verify_bytes_per_s
-            case _:
-                pass
+        bound_s = target_bound_s(action, self._state, self._setting.limits)
         try:
             async with asyncio.timeout(bound_s):
                 return await self._table[action]()

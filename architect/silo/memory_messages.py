@@ -45,7 +45,8 @@ class FaultReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class MemoryStatus(_Message, frozen=True):
     """How it stands. `dirty_pages` were found written by the last scan, `pages_left` are to be sent or received; of
     what was sent, the peer's kernel has acknowledged `bytes_acked`; compression has kept `bytes_saved` more off the wire. A guest
-    waited for the faults: zero ones were answered here, remote ones by the source of a post-copy."""
+    waited for the faults: zero ones were answered here, remote ones by the source of a post-copy. At a target nothing was heard
+    from the source's host for `silent_s`."""
 
     version: int
     state: str
@@ -62,6 +63,7 @@ class MemoryStatus(_Message, frozen=True):
     bytes_saved: int = 0
     tunnel_bytes_sent: int = 0
     tunnel_bytes_saved: int = 0
+    silent_s: float = 0.0
     zero_faults: FaultReport = FaultReport()
     remote_faults: FaultReport = FaultReport()
     error: str = ""

@@ -29,6 +29,7 @@ from architect.silo.memory_hash import hash_memory
 from architect.silo.memory_role import MemoryRole
 from architect.silo.memory_state import IncomingMove, KeptState, keep_state, kept_state, start_time
 from architect.silo.ram_file import RamFile
+from architect.silo.source_contact import SourceContact
 from architect.silo.source_session import SourceSession
 from architect.silo.stream_connection import StreamConnection
 from architect.silo.stream_messages import Hello
@@ -62,6 +63,7 @@ class MemoryService:
         self._serving: asyncio.Future[m.Served] | None = None
         self._target: TargetSession | None = None
         self._listener: DataListener | None = None
+        self._contact = SourceContact()
         self._tunnels = Tunnels()
         self._error = ""
         self.ended = asyncio.Event()
@@ -175,6 +177,7 @@ class MemoryService:
         if self._faults is None:
             return
         if kept.incoming is not None:
+            self._contact = SourceContact()
             self._target = TargetSession(
                 kept.incoming.session, self._ram, tracker, self._faults, self._folder, self._keep,
                 kept=kept.incoming,
@@ -234,6 +237,7 @@ class MemoryService:
     def _open_target(self, message: m.OpenTarget) -> m.TargetEndpoint:
         if self._tracker is None or self._faults is None or self._source is not None or self._target is not None:
             raise MemoryStateError("memory process", f"it is {self._state()}", "attach an incoming QEMU, end what goes on")
+        self._contact = SourceContact()
         self._target = TargetSession(message.session, self._ram, self._tracker, self._faults, self._folder, self._keep)
         return m.TargetEndpoint(self._listen(message.address, 0))
 
@@ -255,6 +259,7 @@ class MemoryService:
 
     def _serve_peer(self, connection: StreamConnection, hello: Hello) -> None:
         target = self._receiving()
+        self._contact.add(connection)
         if hello.purpose == "demand":
             target.serve_demand(connection)
         elif hello.purpose == "tunnel":
@@ -310,6 +315,7 @@ class MemoryService:
             bytes_received=received,
             tunnel_bytes_sent=tunnels.sent,
             tunnel_bytes_saved=tunnels.saved,
+            silent_s=self._contact.silent_s() if self._target is not None else 0.0,
             zero_faults=faults.zero_latency.report() if faults else m.FaultReport(),
             remote_faults=faults.remote_latency.report() if faults else m.FaultReport(),
             error=self._error,

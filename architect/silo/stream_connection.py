@@ -22,7 +22,9 @@ SEND_TIMEOUT_S = 10.0
 DEAD_PEER_TIMEOUT_MS = 8000
 ENDURED_SILENCE_MS = 60_000
 _SMALL_BODY_BYTES = 16 << 10
-# linux/tcp.h: struct tcp_info, since Linux 4.10: bytes acked; busy, receiver's window limited, send buffer limited (µs).
+# linux/tcp.h: struct tcp_info: since when (ms) neither data nor, after it, an acknowledgement was received.
+_TCP_INFO_SILENCE = struct.Struct("@52xII")
+# The same, since Linux 4.10: bytes acked; busy, receiver's window limited, send buffer limited (µs).
 _TCP_INFO_LIMITS = struct.Struct("@120xQ40xQQQ")
 PACKED_PROTOCOL = "architect-memory-zstd"
 
@@ -133,6 +135,17 @@ class StreamConnection:
         except (OSError, struct.error):  # it has ended already
             return LinkReading(self.bytes_sent, 0.0)
         return LinkReading(acked, max(busy_us - window_us - buffer_us, 0) / 1e6)
+
+    def silent_s(self) -> float | None:
+        """How long nothing was heard from the peer's kernel, which answers a keepalive every second or two; None if the connection
+        was closed. Any thread may ask."""
+        try:
+            data_ms, ack_ms = _TCP_INFO_SILENCE.unpack(
+                self._tls.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SILENCE.size)
+            )
+        except (OSError, struct.error):
+            return None
+        return float(min(data_ms, ack_ms)) / 1e3
 
     @property
     def takes_packed(self) -> bool:

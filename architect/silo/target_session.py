@@ -28,7 +28,6 @@ from architect.silo.tracker import Tracker
 from architect.silo.urgent_thread import make_normal, make_urgent
 from architect.wire.framing import FrameError
 
-LOST_AFTER_S = 25.0
 LAST_PAGES_TIMEOUT_S = 10.0
 _TICK_S = 0.1
 
@@ -52,7 +51,6 @@ class TargetSession:
         self._faults = faults
         self._changed = threading.Condition()
         self._data: dict[int, StreamConnection] = {}
-        self._lost_since_s = time.monotonic()
         self._error: ArchitectError | None = None
         self._root = kept.root if kept is not None else ""
         self._ended = False
@@ -120,7 +118,6 @@ class TargetSession:
             with self._changed:
                 if self._data.get(hello.index) is connection:
                     del self._data[hello.index]
-                self._lost_since_s = time.monotonic()
                 self._changed.notify_all()
             connection.close()
 
@@ -205,10 +202,11 @@ class TargetSession:
         return found, 0
 
     def wait_present(self, timeout_s: float) -> str:
-        """Return the proved root when all pages have arrived.
+        """Return the proved root when all pages have arrived. A source that cannot be reached is waited for: who asks knows more
+        of it (`SourceContact`), and ends the wait, or the session.
 
         Raises:
-            MemoryLostError: the source has not been connected for `LOST_AFTER_S`, or the time is over.
+            MemoryLostError: the time is over, or the session was ended.
             CutError: what arrived is not what was promised.
         """
         deadline_s = time.monotonic() + timeout_s
@@ -218,10 +216,9 @@ class TargetSession:
                     raise self._error
                 if self._root:
                     return self._root
-                now_s = time.monotonic()
-                if not self._data and now_s - self._lost_since_s > LOST_AFTER_S:
-                    raise self._lost(f"the source has not been reached for {LOST_AFTER_S:.0f} s")
-                if now_s > deadline_s:
+                if self._ended:
+                    raise self._lost("the move was ended")
+                if time.monotonic() > deadline_s:
                     raise self._lost(f"not all has arrived in {timeout_s:.0f} s")
                 self._changed.wait(_TICK_S)
 

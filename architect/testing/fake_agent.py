@@ -47,6 +47,7 @@ from architect.wire.agent_messages import (
     ReadLog,
     RemoveVm,
     RunVm,
+    SourceGone,
     StopVm,
     VmStatus,
     Welcome,
@@ -274,6 +275,8 @@ class FakeAgent:
                 return Done()
             case ReadClock():
                 return ClockIs(asyncio.get_running_loop().time() + FAKE_CLOCK_AHEAD_S)
+            case SourceGone():
+                return Done()
             case AcknowledgeNotice(notice):
                 self.acknowledged.append(notice)
                 return Done()

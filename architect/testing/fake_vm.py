@@ -27,14 +27,17 @@ class FakeVm:
     state: VmState = VmState.CREATING
     exit_code: int | None = None
     reason: str = ""
+    fills_from: str = ""
+    waits_because: str = ""
     log: bytearray = field(default_factory=bytearray)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def observation(self) -> VmObservation:
         """As its host reports it."""
         return VmObservation(
-            self.request.id, self.state, self.term, spec=_spec(self.request), reason=self.reason, exit_code=self.exit_code
-        )
+            self.request.id, self.state, self.term, spec=_spec(self.request), reason=self.reason or self.waits_because,
+            exit_code=self.exit_code, fills_from=self.fills_from, waits_because=self.waits_because,
+        )  # fmt: skip
 
     def touch(self) -> None:
         """Wake who waits for a change."""

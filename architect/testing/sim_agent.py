@@ -48,6 +48,7 @@ class SimAgent:
         self.service = SimAgentService(self)
         self.is_listening = False
         self.taken_up: dict[VmId, asyncio.Event] = {}
+        self.waits: dict[VmId, str] = {}
         self._ends: list[SimEnd] = []
         self._accepted: asyncio.Queue[tuple[SimEnd, HostName]] = asyncio.Queue()
         self._group: asyncio.TaskGroup | None = None

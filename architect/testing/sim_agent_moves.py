@@ -177,6 +177,11 @@ class SimAgentMoves:
         self._host.world.say(self._host.process.name, f"has taken over by term {term}", spec.id)
         self._agent.note(spec.id, phase=VmPhase.RUNNING, term=term, workload_started=True, arrived_by=migration)
 
+    def waits(self, vm: VmId, why: str) -> None:
+        """As the port says."""
+        self._agent.waits[vm] = why
+        self._agent.service.changed()
+
     def filled(self, vm: VmId) -> None:
         """As the port says."""
         current_process().check_alive()

@@ -22,6 +22,7 @@ from architect.wire.agent_messages import (
     MigrationProgress,
     MigrationReport,
     RemoveVm,
+    SourceGone,
     VmObservation,
 )
 
@@ -75,7 +76,11 @@ class SimAgentService:
         state = STATES.get(record.phase) or record.end_state or VmState.LOST
         qemu = self._agent.host.qemus.get(vm)
         pid = 1 if qemu is not None and qemu.status is not QemuStatus.DEAD else 0
-        return VmObservation(vm, state, record.held_term, record.spec, record.reason, None, "", pid, moving or record.last_move)
+        waits = self._agent.waits.get(vm, "") if state is VmState.RUNNING else ""
+        return VmObservation(
+            vm, state, record.held_term, record.spec, record.reason or waits, None, "", pid, moving or record.last_move,
+            fills_from=record.fills_from, waits_because=waits,
+        )  # fmt: skip
 
     async def handle(self, message: Any, body: bytes, call: Call | None) -> Any:
         """Serve one request (a `runtime.rpc` handler)."""
@@ -86,6 +91,9 @@ class SimAgentService:
                 return await self._migrate(message, call)
             case GiveUpMove():
                 self._agent.source.give_up(message.migration, message.reason)
+                return Done()
+            case SourceGone():
+                self._agent.target.source_is_gone(message.source, message.why)
                 return Done()
             case RemoveVm():
                 if self._agent.source.is_moving(message.vm):

@@ -39,6 +39,7 @@ class SimSession:
         self.has_cut = False
         self.is_applied = False
         self.is_dead = False
+        self.heard_at_s = target.vm.world.loop.now_s
 
     def end(self) -> None:
         """One side has ended it, or died."""
@@ -71,9 +72,12 @@ class SimMemory:
         self._end_sessions()
 
     def vanish(self) -> None:
-        """Its machine is gone; the peer learns that when TCP gives up."""
+        """Its machine is gone. A source learns that when TCP gives up; a target that fills hears nothing, as if a link were cut."""
         self.is_alive = False
-        self.vm.world.loop.call_later(TCP_GIVES_UP_S, self._end_sessions)
+        if self.incoming is not None:
+            self.vm.world.loop.call_later(TCP_GIVES_UP_S, self.incoming.end)
+        if self.outgoing is not None and not self.outgoing.has_cut:
+            self.vm.world.loop.call_later(TCP_GIVES_UP_S, self.outgoing.end)
 
     def _end_sessions(self) -> None:
         for session in (self.outgoing, self.incoming):
@@ -202,6 +206,16 @@ class SimMemory:
         if len(self.valid) < self.vm.page_count:
             raise LostError(f"vm {self.vm.id}", "pages are missing and their source is gone", "restore it")
         self.check()
+
+    def silent_s(self) -> float:
+        """How long nothing was heard from the source's host. It is looked at often, or the answer would be too long."""
+        self.check()
+        session, now_s = self.incoming, self.vm.world.loop.now_s
+        if session is None or session.source is None:
+            return 0.0
+        if not self.host.network.is_cut(self.host.name, session.source.host.name):
+            session.heard_at_s = now_s
+        return now_s - session.heard_at_s
 
     async def serve_until_done(self) -> None:
         """Until the target has all."""

@@ -13,7 +13,7 @@ import msgspec
 
 from architect.control import evacuate
 from architect.control.notices import leave_by_s
-from architect.migration import source_actions, source_engine, target_engine
+from architect.migration import source_actions, source_engine, source_watch, target_engine
 from architect.migration.handover_target import HandoverTarget
 from architect.migration.source_engine import SourceState
 from architect.migration.source_steps import SourceStep
@@ -24,6 +24,8 @@ from architect.testing.sim_machine import QemuStatus
 from architect.testing.sim_memory import SimMemory
 from architect.testing.sim_store import SimOwnershipPort
 from architect.wire.migration_messages import Prepare
+
+IMPATIENCE_S = 25.0
 
 
 class Mutation(msgspec.Struct, frozen=True):
@@ -125,6 +127,16 @@ def _hasty_retry() -> list[tuple[Any, str, Any]]:
     return [(HandoverTarget, "_clear_the_way", forget)]
 
 
+def _impatient_target() -> list[tuple[Any, str, Any]]:
+    judge = source_watch.judge
+
+    def impatient(silent_s: float, word: Any, now_s: float, limits: Any) -> source_watch.Verdict:
+        is_gone = silent_s > IMPATIENCE_S
+        return source_watch.Verdict(is_silent=True, lost_because="is silent") if is_gone else judge(silent_s, word, now_s, limits)
+
+    return [(source_watch, "judge", impatient)]
+
+
 def _forgotten_vm() -> list[tuple[Any, str, Any]]:
     must_leave = evacuate._must_leave
 
@@ -152,6 +164,7 @@ MUTATIONS = {
         Mutation("hasty-claim", "the target believes that the record is its own", "two copies", _hasty_claim),
         Mutation("claim-beside-load", "the target claims before all is loaded", "runs nowhere", _claim_beside_load),
         Mutation("hasty-retry", "a target does not wait for the end of an earlier attempt at the VM", "runs nowhere", _hasty_retry),
+        Mutation("impatient-target", "a silent source is taken for gone after 25 s", "runs nowhere", _impatient_target),
         Mutation("dropped-round", "the last dirty pages are not sent, and the root does not tell", "lost a write", _dropped_round),
         Mutation("late-requests", "the edge serves requests of older connections", "edge steers", _late_requests),
         Mutation(

@@ -121,6 +121,10 @@ class SimTargetMemory(SimPart):
         """As the port says."""
         await self.long_call("memory.present", lambda: self.memory().wait_all_present(), stops=True)
 
+    async def silent_s(self) -> float:
+        """As the port says."""
+        return self.memory().silent_s()
+
     async def abort_target(self) -> None:
         """As the port says."""
 

@@ -102,7 +102,11 @@ def draw_scenario(seed: int) -> Scenario:
         writes_per_tick=rng.choice([1, 4, 12]),
         has_base_everywhere=rng.random() < 0.7,
         moves=moves,
-        faults=(*(_draw_fault(rng, len(moves)) for _ in range(fault_count)), *_draw_give_up(seed, len(moves))),
+        faults=(
+            *(_draw_fault(rng, len(moves)) for _ in range(fault_count)),
+            *_draw_give_up(seed, len(moves)),
+            *_draw_long_cut(seed, len(moves)),
+        ),
     )
 
 
@@ -112,6 +116,16 @@ def _draw_give_up(seed: int, move_count: int) -> tuple[Fault, ...]:
         return ()
     call = rng.randint(1, CALLS_PER_MOVE)
     return (Fault(FaultKind.GIVE_UP, rng.randrange(move_count), call, rng.choice(["before", "after"]), 0.0, True),)
+
+
+def _draw_long_cut(seed: int, move_count: int) -> tuple[Fault, ...]:
+    """Two hosts that do not reach each other for longer than anybody's patience but that of a post-copy's source."""
+    rng = random.Random(f"long cut {seed}")
+    if seed % 8 == 0 or rng.random() > 0.15:
+        return ()
+    kind = rng.choice([FaultKind.CUT_NETWORK, FaultKind.RESET_NETWORK, FaultKind.CUT_ONE_WAY])
+    call, duration_s = rng.randint(1, CALLS_PER_MOVE), rng.choice([100.0, 300.0, 500.0])
+    return (Fault(kind, rng.randrange(move_count), call, rng.choice(["before", "after"]), duration_s, rng.random() < 0.5),)
 
 
 def _draw_move(rng: random.Random) -> Move:

@@ -128,7 +128,8 @@ class VmObservation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A VM as its host sees it. `term` is the one by which the host has it; 0: the VM is still to come.
 
     `progress` is a line for people while it is being created. `held_bytes` is what exists of its memory and disk, and so what a
-    move has to send; 0 if that is not known.
+    move has to send; 0 if that is not known. It runs here, and some of its memory or disk is still at the host `fills_from`;
+    `waits_because` says that this is not reached at present.
     """
 
     id: VmId
@@ -141,6 +142,8 @@ class VmObservation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pid: int = 0
     migration: MigrationReport | None = None
     held_bytes: int = 0
+    fills_from: str = ""
+    waits_because: str = ""
 
 
 class HostReport(_Message, frozen=True):
@@ -201,6 +204,16 @@ class GiveUpMove(_Message, frozen=True):
     migration: MigrationId
     vm: VmId
     reason: str
+
+
+class SourceGone(_Message, frozen=True):
+    """That host is gone for good: what VMs here still lack of it will not come, unless this host hears it yet. Answers `Done`.
+
+    Repeated as long as it holds; one that is not repeated is forgotten.
+    """
+
+    source: HostName
+    why: str
 
 
 class AcknowledgeNotice(_Message, frozen=True):
@@ -293,6 +306,7 @@ class Done(_Message, frozen=True):
 
 
 AgentMessage = (
-    Hello | Welcome | HostReport | RunVm | StopVm | RemoveVm | MigrateVm | GiveUpMove | AcknowledgeNotice | ReadClock | ClockIs
-    | ReadLog | ExecStart | ExecInput | Progress | VmStatus | MigrationProgress | LogData | ExecOutput | ExecExit | Done
+    Hello | Welcome | HostReport | RunVm | StopVm | RemoveVm | MigrateVm | GiveUpMove | SourceGone | AcknowledgeNotice
+    | ReadClock | ClockIs | ReadLog | ExecStart | ExecInput | Progress | VmStatus | MigrationProgress | LogData | ExecOutput
+    | ExecExit | Done
 )  # fmt: skip

@@ -30,7 +30,7 @@ class _Machine:
         self.refuses = refuses
         self.ended = ended
 
-    async def resume(self) -> float:
+    async def resume(self, timeout_s: float) -> float:
         if self.refuses:
             raise QmpRefusedError(VM, "cont", "Could not reopen qcow2 layer: Input/output error")
         return 1.0

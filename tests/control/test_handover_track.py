@@ -105,6 +105,14 @@ def test_a_target_that_still_fetches_is_not_done_though_the_source_is_gone() -> 
     assert settled.state is HandoverState.POSTCOPY
 
 
+def test_a_move_whose_source_is_silent_is_not_done_while_the_target_lacks_something_of_it() -> None:
+    silent = msgspec.structs.replace(SILENT, source_gone=True)
+    for lacking, state in (("a", HandoverState.POSTCOPY), ("", HandoverState.DONE), ("elsewhere", HandoverState.DONE)):
+        seen = msgspec.structs.replace(at("b", 4).observation, fills_from=lacking)
+        settled = settle(move(HandoverState.COMMITTED), [Sighted(HostName("b"), seen)], silent, 200.0)
+        assert settled.state is state
+
+
 def test_a_vm_that_the_target_lost_in_postcopy_is_lost() -> None:
     settled = settle(move(HandoverState.POSTCOPY), [at("b", 4, VmState.LOST)], HERE, 200.0)
     assert settled.state is HandoverState.LOST

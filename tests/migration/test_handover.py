@@ -309,6 +309,45 @@ def test_a_vm_that_still_fills_cannot_move_on() -> None:
     play(test)
 
 
+@pytest.mark.parametrize("resets", [False, True])
+def test_a_post_copy_whose_hosts_are_cut_off_from_each_other_ends_well_when_they_are_not_any_more(resets: bool) -> None:
+    async def test(fabric: Fabric) -> None:
+        moving = asyncio.create_task(fabric.ask(fabric.request(1, mode=MigrationMode.POSTCOPY)))
+        await _fills(fabric)
+        fabric.network.cut("h1", "h2", 500, resets=resets)
+        await asyncio.sleep(499)
+        agent = fabric.hosts["h2"].agent
+        assert agent is not None and "host h1, which has not been reached since" in agent.waits[VM] and not moving.done()
+        report = await moving
+        assert (report.state, report.reason) == (HandoverState.DONE, "") and not agent.waits[VM]
+        assert [copy.host.name for copy in fabric.vm.running()] == ["h2"]
+
+    play(test)
+
+
+def test_a_post_copy_whose_source_is_said_to_be_gone_is_lost_only_if_it_is_not_reached_either() -> None:
+    async def test(fabric: Fabric) -> None:
+        moving = asyncio.create_task(fabric.ask(fabric.request(1, mode=MigrationMode.POSTCOPY)))
+        await _fills(fabric)
+        fabric.target().source_is_gone(HostName("h1"), "its provider has it no more")
+        assert (await moving).state is HandoverState.DONE
+        moving = asyncio.create_task(fabric.ask(fabric.request(2, target="h3", mode=MigrationMode.POSTCOPY), "h2"))
+        while not any(copy.host.name == "h3" for copy in fabric.vm.running()):  # noqa: ASYNC110
+            await asyncio.sleep(0.0005)
+        fabric.network.cut("h2", "h3", 30)
+        await asyncio.sleep(10)
+        fabric.target("h3").source_is_gone(HostName("h2"), "its provider has it no more")
+        fabric.target("h3").source_is_gone(HostName("h1"), "and another one has nothing to do with it")
+        await asyncio.sleep(2)
+        reason = fabric.hosts["h3"].records[VM].reason
+        assert "still at host h2, which is gone: its provider has it no more" in reason and not fabric.vm.running()
+        fabric.world.judge.excuse(VM, "it was said")
+        report = await moving
+        assert (report.state, report.reason) == (HandoverState.LOST, reason)
+
+    play(test)
+
+
 async def _fills(fabric: Fabric) -> None:
     """Until the VM runs at the target."""
     for _ in range(10_000):

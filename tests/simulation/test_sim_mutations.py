@@ -39,7 +39,9 @@ def _fault_count(result: Result) -> int:
     return len(scenario.incidents if isinstance(scenario, Fleet) else scenario.faults)
 
 
-@pytest.mark.parametrize(("name", "likely"), [("no-abort-record", 25), ("resume-at-once", 25), ("dropped-round", 0)])
+@pytest.mark.parametrize(
+    ("name", "likely"), [("no-abort-record", 25), ("resume-at-once", 25), ("dropped-round", 0), ("impatient-target", 284)]
+)
 def test_a_known_bug_of_a_handover_is_found_within_a_hundred_seeds_and_made_small(name: str, likely: int) -> None:
     """The seed that shows it by the drawing of today is tried first."""
     with MUTATIONS[name].applied():

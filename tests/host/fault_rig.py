@@ -140,10 +140,10 @@ class FaultRig:
             (folder / step).unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def cut_during(self, name: str, source: str, target: str, step: str) -> Iterator[Move]:
+    def cut_during(self, name: str, source: str, target: str, step: str, mode: str = "precopy") -> Iterator[Move]:
         """A move between whose hosts no packet passes from `step` on, while the block runs."""
         with contextlib.ExitStack() as cutting:
-            with self.held(name, source, target, step) as move:
+            with self.held(name, source, target, step, mode) as move:
                 cutting.enter_context(self.cut(source, target))
             yield move
 

@@ -211,6 +211,7 @@ STRIKES: dict[Victim, Callable[[Scene], contextlib.AbstractContextManager[None]]
     Victim.CONTROL: _killing(lambda scene: scene.faults.rig.processes("architect control")[:1]),
     Victim.EDGE: _killing(lambda scene: scene.faults.rig.processes("architect edge")[:1]),
     Victim.LINK_CUT: cut,
+    Victim.LINK_CUT_LONG: cut,
     Victim.LINK_SLOW: _slow,
     Victim.LINK_CORRUPT: _corrupt,
     Victim.STORE_AWAY: _store_away,
@@ -222,6 +223,7 @@ assert set(STRIKES) == set(Victim)
 
 LASTS_S: dict[Victim, float] = {
     Victim.LINK_CUT: 10.0,
+    Victim.LINK_CUT_LONG: 70.0,
     Victim.LINK_CORRUPT: 5.0,
     Victim.STORE_AWAY: 5.0,
     Victim.DISK_FULL: 8.0,

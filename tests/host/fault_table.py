@@ -63,6 +63,7 @@ class Victim(StrEnum):
     CONTROL = "control plane"
     EDGE = "edge agent"
     LINK_CUT = "link cut"
+    LINK_CUT_LONG = "link cut for 70 s"
     LINK_SLOW = "link slow"
     LINK_CORRUPT = "link corrupting"
     STORE_AWAY = "ownership store unreachable"
@@ -169,6 +170,8 @@ EXPECTED: dict[Victim, _Row] = {
     Victim.CONTROL: _row("t", "t", "t", "t", "t", "t", "t", "s"),
     Victim.EDGE: _row("t", "t", "st", "t", "t", "t", "t", "s"),  # a steer that finds no edge fails the move
     Victim.LINK_CUT: _row("s", "s", "s", "s", "st", "t", "t", "s"),
+    # Longer than any connection lasts, and only where that makes a difference: a VM that runs, or is about to, lacks something.
+    Victim.LINK_CUT_LONG: _row("", "", "", "", "", "", "t", ""),
     # Pre-copy that was asked for by name is given up if the guest writes its disk as fast as the link carries it.
     Victim.LINK_SLOW: _row("st", "st", "st", "t", "t", "t", "t", "s"),
     Victim.LINK_CORRUPT: _row("st", "st", "st", "st", "st", "t", "t", "s"),
@@ -185,6 +188,7 @@ POSTCOPY: dict[Victim, _Row] = {
         victim: {Stage.TAKING: frozenset({S, T}), Stage.OWNED: frozenset({S, T})}
         for victim in (Victim.SOURCE_MEMORY, Victim.SOURCE_PAIR, Victim.TARGET_MEMORY, Victim.TARGET_PAIR, Victim.LINK_CORRUPT)
     },
+    Victim.LINK_CUT_LONG: {Stage.OWNED: frozenset({T})},
     Victim.LINK_SLOW: {Stage.COPYING: frozenset({T})},
 }
 """Where post-copy mode differs: the stage's expectation there."""
@@ -194,6 +198,8 @@ EXCEPTIONS: dict[tuple[Victim, str], frozenset[Outcome]] = {
     (Victim.SOURCE_QEMU, "source-verify"): frozenset({T}),
     (Victim.SOURCE_QEMU, "source-commit"): frozenset({T}),
     (Victim.SOURCE_QEMU, "source-commit (postcopy)"): frozenset({T}),
+    # QEMU refuses to run a guest whose disk it cannot open, when its connection has broken: it never ran, and is given back.
+    (Victim.LINK_CUT_LONG, "target-resume (postcopy)"): frozenset({S, T}),
     # Its last page has been acknowledged: the target judges what it has by its root.
     (Victim.SOURCE_MEMORY, "source-commit"): frozenset({T}),
     # The cut waits longer for its answer than the host stands; what is asked before it does not.
@@ -250,6 +256,9 @@ PARTS = (
 )
 """A move in three: the guest runs at the source, it stands, the target has it."""
 
+SOAKED = frozenset({Victim.LINK_CUT_LONG})
+"""Victims that take too long for `make test`."""
+
 _SLOW = frozenset({Need.FILLED, Need.NO_BASE, Need.STIRRED, Need.CONNECTION_BREAKS, Need.ANSWER_IS_LOST})
 
 
@@ -268,7 +277,7 @@ def covering() -> list[Strike]:
     taken = {column.name: 0 for column in COLUMNS}
     stages = dict.fromkeys(Stage, 0)
     plan: dict[str, list[tuple[Victim, Column]]] = {}
-    for victim in Victim:
+    for victim in sorted(set(Victim) - SOAKED, key=list(Victim).index):
         cells_of_victim = plan.setdefault(TOGETHER.get(victim, victim.name), [])
         for part in PARTS:
             free = [column for column in cells(victim) if column.stage in part and column.need not in _SLOW]

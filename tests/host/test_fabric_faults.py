@@ -108,6 +108,25 @@ def test_a_full_host_and_one_that_is_gone_are_refused_by_name(rig: FabricRig, fa
     rig.json("host", "rm", "doomed")
 
 
+def test_a_vm_whose_source_cannot_be_reached_waits_and_is_lost_when_the_source_is_gone_for_good(
+    rig: FabricRig, faults: FaultRig, busybox: str
+) -> None:
+    rig.json("host", "add", "--provider", "aws", "--name", "brief", timeout_s=180)
+    vm = rig.run(busybox, "torn", "--host", "brief", "--publish", "7777:7777", *TICKS)["id"]
+    with faults.cut_during("torn", "brief", TARGET, "source-serve", "postcopy") as move:
+        rig.wait(
+            "it is seen to wait", lambda: "still at host brief, which has not been reached since" in rig.inspect("torn")["reason"]
+        )
+        waits = [event for event in faults.read_lines("events") if (event["vm"], event["kind"]) == ("torn", "vm-waits")]
+        assert len(waits) == 1 and waits[0]["host"] == TARGET, waits
+        assert not move.has_ended and len(rig.machine_processes(vm)) >= 1
+        rig.json("local", "kill", "brief")
+        status, words = move.outcome()
+        assert (status, "is gone: its provider has it no more" in words) == (11, True), words
+        faults.assert_lost("torn", vm, "still at host brief", "is gone: its provider has it no more")
+    rig.json("host", "rm", "brief")
+
+
 def test_a_preempted_host_without_a_target_tells_so_and_is_emptied_when_one_appears(
     rig: FabricRig, faults: FaultRig, busybox: str
 ) -> None:

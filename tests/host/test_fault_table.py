@@ -14,6 +14,7 @@ from tests.host.fault_table import (
     EXPECTED,
     PARTS,
     PHASES,
+    SOAKED,
     Stage,
     Victim,
     cells,
@@ -46,7 +47,7 @@ def test_the_part_for_every_run_has_each_stage_and_each_victim_in_each_part_of_a
     assert {column.stage for _, column in chosen} == set(Stage)
     assert {column.phase for _, column in chosen} == set(PHASES)
     for victim, part in itertools.product(Victim, PARTS):
-        exists = any(column.stage in part for column in cells(victim))
+        exists = victim not in SOAKED and any(column.stage in part for column in cells(victim))
         assert exists == any(of is victim and column.stage in part for of, column in chosen), (victim, part)
 
 

@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
-from qemu.qmp import QMPClient
+from qemu.qmp import ConnectError, QMPClient
 
+from architect.drafter.qmp import listening_socket
 from architect.errors import HostError
 from architect.runtime.certificates import make_ca, make_certificate
 from architect.runtime.tls import san_name
@@ -84,19 +85,22 @@ class MultifdPair:
     @contextlib.asynccontextmanager
     async def _qemu(self, name: str, memory: str, end: str, *more: str) -> AsyncIterator[tuple[QMPClient, int]]:
         path = self._folder / f"{name}.qmp"
-        process = await asyncio.create_subprocess_exec(
-            "qemu-system-x86_64", "-machine", "pc-q35-7.2,memory-backend=ram", "-object", memory, "-nodefaults", "-display", "none",
-            "-m", f"{self._memory_bytes >> 20}M", "-S", "-qmp", f"unix:{path},server=on,wait=off",
-            "-object", f"tls-creds-x509,id=tls0,dir={self._folder / 'tls'},endpoint={end},verify-peer=on", *more,
-        )  # fmt: skip
+        with listening_socket(path) as monitor:  # there before QEMU is, so that who connects just waits
+            process = await asyncio.create_subprocess_exec(
+                "qemu-system-x86_64", "-machine", "pc-q35-7.2,memory-backend=ram", "-object", memory,
+                "-nodefaults", "-display", "none", "-m", f"{self._memory_bytes >> 20}M", "-S",
+                "-chardev", f"socket,id=monitor,fd={monitor.fileno()},server=on,wait=off", "-mon", "chardev=monitor,mode=control",
+                "-object", f"tls-creds-x509,id=tls0,dir={self._folder / 'tls'},endpoint={end},verify-peer=on", *more,
+                pass_fds=(monitor.fileno(),),
+            )  # fmt: skip
         client = QMPClient(name)
         try:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                while not path.exists():
-                    if process.returncode is not None:
-                        raise MultifdError(f"QEMU at the {name}", f"ended with status {process.returncode}", "see its last words")
-                    await asyncio.sleep(0.01)
-                await client.connect(str(path))
+            try:
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    await client.connect(str(path))
+            except (TimeoutError, ConnectError) as error:
+                ended = "does not answer" if process.returncode is None else f"ended with status {process.returncode}"
+                raise MultifdError(f"QEMU at the {name}", ended, "see its last words") from error
             yield client, process.pid
         finally:
             with contextlib.suppress(Exception):

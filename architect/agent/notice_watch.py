@@ -7,6 +7,8 @@ import contextlib
 import logging
 from collections.abc import Callable
 
+import msgspec
+
 from architect.clouds import NoticeSource
 from architect.errors import UnavailableError
 from architect.model.notice import Notice
@@ -15,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 class NoticeWatch:
-    """Holds the notice that stands.
+    """Holds the notice that stands: None if there is none, unset until the cloud has been heard.
 
     :param open_source: called in a thread, when the watch begins.
     :param changed: called at every change.
@@ -25,7 +27,7 @@ class NoticeWatch:
         self._open_source = open_source
         self._source: NoticeSource | None = None
         self._changed = changed
-        self.notice: Notice | None = None
+        self.notice: Notice | msgspec.UnsetType | None = msgspec.UNSET
 
     async def run(self) -> None:
         """Watch for ever.
@@ -38,7 +40,7 @@ class NoticeWatch:
             async for notice in notices:
                 if notice is not None:
                     _log.warning("notice %s: %s, deadline %s", notice.id, notice.kind, notice.deadline)
-                elif self.notice is not None:
+                elif isinstance(self.notice, Notice):
                     _log.warning("notice %s was withdrawn", self.notice.id)
                 self.notice = notice
                 self._changed()

@@ -43,11 +43,13 @@ def _readable_s(notice: Notice) -> float | None:
 
 
 async def take_over_notices(fabric: Fabric) -> None:
-    """Write down notices that are new in the reports, or not there any more."""
+    """Write down notices that are new in the reports, or not there any more. An agent that has only started withdraws none."""
     changed = [
-        (record, report.notice)
+        (record, notice)
         for host, report in fabric.fleet.reports().items()
-        if (record := fabric.book.hosts.get(host)) is not None and record.notice != report.notice
+        if not isinstance(notice := report.notice, msgspec.UnsetType)
+        and (record := fabric.book.hosts.get(host)) is not None
+        and record.notice != notice
     ]
     if not changed:
         return

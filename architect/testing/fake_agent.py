@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from architect.errors import ArchitectError, ConflictError, NotFoundError
 from architect.model.handover_span import Side, Span
 from architect.model.handover_state import HandoverState, MigrationMode
@@ -190,7 +192,7 @@ class FakeAgent:
         self.world = world
         self.facts = facts
         self.vms: dict[VmId, FakeVm] = {}
-        self.notice: Notice | None = None
+        self.notice: Notice | msgspec.UnsetType | None = None
         self.acknowledged: list[str] = []
         self.reader_count = 0
         self.exec_input: dict[str, asyncio.Queue[tuple[bytes, bool]]] = {}

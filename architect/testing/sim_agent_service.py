@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from architect.agent.control_link import ControlLink
 from architect.agent.vm_record import VmPhase, VmRecord
 from architect.errors import ConflictError
@@ -29,6 +31,7 @@ from architect.wire.agent_messages import (
 if TYPE_CHECKING:
     from architect.testing.sim_agent import SimAgent
 
+NOTICE_HEARD_AFTER_S = 3.0
 STATES = {
     VmPhase.CREATING: VmState.CREATING,
     VmPhase.RUNNING: VmState.RUNNING,
@@ -44,6 +47,7 @@ class SimAgentService:
     def __init__(self, agent: SimAgent) -> None:
         self._agent = agent
         self._link: ControlLink | None = None
+        self._began_at_s = agent.host.clock.monotonic_s()
 
     def changed(self) -> None:
         """Something changed: report soon."""
@@ -67,7 +71,9 @@ class SimAgentService:
         """The whole state of this host."""
         host = self._agent.host
         vms = tuple(self._observe(vm, record) for vm, record in host.records.items())
-        return HostReport(HostName(host.name), max(host.memory_free_bytes, 0), vms, host.notice)
+        has_heard = host.clock.monotonic_s() - self._began_at_s >= NOTICE_HEARD_AFTER_S
+        notice = host.notice if has_heard else msgspec.UNSET
+        return HostReport(HostName(host.name), max(host.memory_free_bytes, 0), vms, notice)
 
     def _observe(self, vm: VmId, record: VmRecord) -> VmObservation:
         moving = self._agent.source.report(vm)

@@ -147,12 +147,15 @@ class VmObservation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class HostReport(_Message, frozen=True):
-    """The whole state of a host. `memory_free_bytes` is what a new VM may still take."""
+    """The whole state of a host. `memory_free_bytes` is what a new VM may still take.
+
+    `notice` is unset until the agent has heard its cloud for the first time: then what was known before holds.
+    """
 
     host: HostName
     memory_free_bytes: int
     vms: tuple[VmObservation, ...]
-    notice: Notice | None = None
+    notice: Notice | msgspec.UnsetType | None = msgspec.UNSET
     edge_rtt_ms: float | None = None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from architect.control.evacuate import drain_host, set_draining
@@ -61,6 +62,21 @@ def test_a_leaving_host_takes_no_vm_and_a_withdrawn_notice_opens_it(tmp_path: Pa
             await one.world.agents[AWS].report()
             await one.until(lambda: "notice-withdrawn" in one.kinds())
             assert (await one.run("web")).host == AWS
+
+    simulate(test())
+
+
+def test_an_agent_that_has_not_heard_its_cloud_yet_withdraws_no_notice(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, AWS) as one:
+            await give_notice(one, AWS)
+            await one.until(lambda: "notice" in one.kinds())
+            noticed = one.control.fabric.book.hosts[AWS].notice
+            one.world.agents[AWS].notice = msgspec.UNSET
+            await one.world.agents[AWS].report()
+            await asyncio.sleep(10)
+            assert one.control.fabric.book.hosts[AWS].notice == noticed
+            assert "notice-withdrawn" not in one.kinds()
 
     simulate(test())
 

@@ -176,5 +176,12 @@ def remote_error(code: str, thing: str, cause: str, next_step: str) -> Architect
     return ArchitectError(thing, cause, next_step)
 
 
+def first_error(errors: BaseException) -> BaseException:
+    """The error itself, or of a task group's the first: one to report for all that ended together."""
+    while isinstance(errors, BaseExceptionGroup):
+        errors = errors.exceptions[0]
+    return errors
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())

@@ -11,15 +11,17 @@ import asyncio
 import os
 import sys
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from architect.errors import ArchitectError, LostError
+from architect.errors import ArchitectError, LostError, first_error
 from architect.testing.sample_images import demo_image
 from demo.console import say
 from demo.fabric_commands import Fabric
+from demo.interruption import interruptible
 from demo.picture import draw
 from demo.report import Hop, Report, failures, summarise, table
 from demo.stream_client import OutsideServer
@@ -30,6 +32,7 @@ NOTICE_S = 30.0
 SETTLED_S = 3.0
 POLL_S = 0.5
 PROVIDERS = ("aws", "gcp", "azure")
+INTERRUPTED = 130
 VM = "fuzzer"
 OUT = Path("out/demo")
 
@@ -44,26 +47,37 @@ def main() -> int:
     if os.geteuid() != 0:
         print("demo: needs root (network namespaces, userfaultfd, BPF); run it as root", file=sys.stderr)
         return 9
+    return exit_status(_demo(options.state_dir, options.hops, options.notice))
+
+
+def exit_status(work: Coroutine[Any, Any, int]) -> int:
+    """Run it; an error is one line, whether it comes alone or out of a task group."""
     try:
-        return asyncio.run(_demo(options.state_dir, options.hops, options.notice))
-    except ArchitectError as error:
+        return asyncio.run(work)
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        return INTERRUPTED
+    except (ArchitectError, ExceptionGroup) as errors:
+        error = first_error(errors)
+        if not isinstance(error, ArchitectError):
+            raise
         print(f"demo: {error}", file=sys.stderr)
         return error.exit_status
 
 
 async def _demo(state_dir: Path, hops: int, notice_s: float) -> int:
     OUT.mkdir(parents=True, exist_ok=True)
-    say("building the image: AFL++, its target and a TCP/UDP service")
-    image = await asyncio.to_thread(demo_image, OUT / "image")
     fabric = Fabric(state_dir)
-    await fabric.down()
-    say("starting the fabric: three hosts, an edge, a control plane")
-    up = await fabric.up(3)
-    try:
-        report, picture = await _show(fabric, up, image, hops, notice_s)
-    finally:
-        say("taking the fabric apart")
+    with interruptible(say, f"still taking the fabric apart, which ends by itself; if not: architect --state-dir {state_dir} down"):
+        say("building the image: AFL++, its target and a TCP/UDP service")
+        image = await asyncio.to_thread(demo_image, OUT / "image")
         await fabric.down()
+        try:
+            say("starting the fabric: three hosts, an edge, a control plane")
+            up = await fabric.up(3)
+            report, picture = await _show(fabric, up, image, hops, notice_s)
+        finally:
+            say("taking the fabric apart")
+            await fabric.down()
     (OUT / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
     (OUT / "timeline.svg").write_text(picture)
     print("\n" + table(report))
@@ -102,7 +116,7 @@ async def _wait_service(witnesses: Witnesses, address: str, group: asyncio.TaskG
     """Until the service answers and the fuzzer works."""
     deadline_s = time.monotonic() + 120
     await witnesses.begin_when_ready(group, address, deadline_s)
-    while (await witnesses.status()).executions == 0:
+    while (await witnesses.status(deadline_s)).executions == 0:
         if time.monotonic() > deadline_s:
             raise LostError("demo's fuzzer", "does not start", "see `architect logs`")
         await asyncio.sleep(POLL_S)

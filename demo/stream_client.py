@@ -105,7 +105,9 @@ class RunningStream:
         except* (StreamBrokenError, ConnectionError, TimeoutError) as group:
             error = group.exceptions[0]
             if not isinstance(error, StreamBrokenError):
-                error = StreamBrokenError(self._stream.name, self._stream.verified, f"the connection broke: {error}")
+                error = StreamBrokenError(
+                    self._stream.name, self._stream.verified, f"the connection broke: {str(error) or 'no answer in time'}"
+                )
             self._error = str(error)
             raise error from group
         finally:
@@ -222,7 +224,7 @@ async def read_status(address: str, port: int = STATUS_PORT) -> ServiceStatus:
         line = await asyncio.wait_for(reader.read(-1), ANSWER_DEADLINE_S)
         return msgspec.json.decode(line, type=ServiceStatus)
     except (TimeoutError, ConnectionError) as error:
-        raise UnavailableError(f"status of {address}:{port}", f"no answer: {error}", "see whether the VM runs") from error
+        raise UnavailableError(f"status of {address}:{port}", _silence("answer", error), "see whether the VM runs") from error
     except msgspec.DecodeError as error:
         raise PeerError(f"status of {address}:{port}", str(error), "see whether the demo's service answers there") from error
     finally:
@@ -233,4 +235,9 @@ async def _connect(address: str, port: int, name: str) -> tuple[asyncio.StreamRe
     try:
         return await asyncio.wait_for(asyncio.open_connection(address, port), ANSWER_DEADLINE_S)
     except (OSError, TimeoutError) as error:
-        raise UnavailableError(f"{name} at {address}:{port}", f"no connection: {error}", "see whether the VM runs") from error
+        raise UnavailableError(f"{name} at {address}:{port}", _silence("connection", error), "see whether the VM runs") from error
+
+
+def _silence(what: str, error: OSError) -> str:
+    """A cause. A deadline's TimeoutError has no words of its own."""
+    return f"no {what} in {ANSWER_DEADLINE_S:g} s" if type(error) is TimeoutError and not error.args else f"no {what}: {error}"

@@ -20,6 +20,8 @@ STREAMS = 4
 STREAM_RATE_BYTES_S = 100_000
 DATAGRAM_RATE_S = 1000.0
 SAMPLE_S = 0.25
+STATUS_PATIENCE_S = 60.0
+RETRY_S = 0.5
 
 
 class Evidence(msgspec.Struct, frozen=True):
@@ -59,23 +61,28 @@ class Witnesses:
             UnavailableError: it does not by `deadline_s` (monotonic).
         """
         self._address = address
-        while True:
-            try:
-                await self.status()
-                break
-            except ArchitectError:
-                if time.monotonic() > deadline_s:
-                    raise
-                await asyncio.sleep(0.5)
+        await self.status(deadline_s)
         self._clients = [StreamClient(f"stream {n}", address, 1000 + n, STREAM_RATE_BYTES_S) for n in range(STREAMS)]
         self._datagrams = DatagramClient(address, rate_per_s=DATAGRAM_RATE_S)
         runs = [*(client.run(self._stop) for client in self._clients), self._datagrams.run(self._stop)]
         self._tasks = [group.create_task(_outcome(run)) for run in runs]
         group.create_task(self._sample())
 
-    async def status(self) -> ServiceStatus:
-        """What the service in the VM says of itself."""
-        return await read_status(self._address)
+    async def status(self, deadline_s: float | None = None) -> ServiceStatus:
+        """What the service in the VM says of itself; asked again until `deadline_s` (monotonic; or for `STATUS_PATIENCE_S`), since
+        a busy machine may be late with one answer.
+
+        Raises:
+            UnavailableError, PeerError: why the last try failed.
+        """
+        end_s = time.monotonic() + STATUS_PATIENCE_S if deadline_s is None else deadline_s
+        while True:
+            try:
+                return await read_status(self._address)
+            except ArchitectError:
+                if time.monotonic() > end_s:
+                    raise
+                await asyncio.sleep(RETRY_S)
 
     def reset_gap(self) -> None:
         """Measure the longest gap from now on. The first call begins what the evidence tells of: what was before is the boot's."""

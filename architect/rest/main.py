@@ -19,7 +19,7 @@ import uvicorn
 from architect.clouds import InstanceSource
 from architect.control.database import Database, sqlite_url
 from architect.control.plane import ControlPlane
-from architect.errors import ArchitectError, UnavailableError
+from architect.errors import ArchitectError, UnavailableError, first_error
 from architect.model.config import ControlConfig
 from architect.rest.app import rest_app
 from architect.runtime.clock import SystemClock, SystemEntropy
@@ -99,7 +99,7 @@ async def serve(plane: ControlPlane, config: ControlConfig, tls_dir: Path) -> No
             for task in work:
                 task.cancel()
     except ExceptionGroup as errors:
-        raise _first_cause(errors) from errors
+        raise first_error(errors) from errors
     finally:
         listener.close()
         with contextlib.suppress(OSError):
@@ -145,13 +145,6 @@ async def _dial_edge(config: ControlConfig, tls_dir: Path) -> Channel:
         tls=client_context(tls_dir),
         server_name=san_name(f"edge:{config.edge_name}"),
     )
-
-
-def _first_cause(errors: ExceptionGroup) -> Exception:
-    cause: Exception = errors
-    while isinstance(cause, ExceptionGroup):
-        cause = cause.exceptions[0]
-    return cause
 
 
 def _instances(config: ControlConfig) -> InstanceSource | None:

@@ -98,9 +98,10 @@ class ForkServer:
                 async with asyncio.timeout(START_TIMEOUT_S):
                     if await asyncio.get_running_loop().sock_recv(ours, len(READY)) != READY:
                         raise ConnectionResetError("it ended")
-            except OSError as error:  # a TimeoutError is one
+            except OSError as error:  # a TimeoutError is one, and has no words
                 self.close()
-                raise HostError(f"fork server of {self._module}", f"does not start: {error}", "see the agent's log") from error
+                cause = str(error) or f"no answer in {START_TIMEOUT_S:g} s"
+                raise HostError(f"fork server of {self._module}", f"does not start: {cause}", "see the agent's log") from error
             except BaseException:
                 self.close()
                 raise

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import msgspec
 import pytest
 
 from architect.errors import PeerError, UnavailableError
 from demo.checked_stream import StreamBrokenError
 from demo.datagram_client import HEADER, DatagramClient
-from demo.stream_client import OutsideServer, StreamClient, read_status
+from demo.stream_client import OutsideServer, ServiceStatus, StreamClient, read_status
+from demo.witnesses import Witnesses
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -82,6 +84,41 @@ def test_nobody_there_is_unavailable() -> None:
         asyncio.run(StreamClient("s", "127.0.0.1", 5, 1000, 1).run(asyncio.Event()))
     with pytest.raises(UnavailableError):
         asyncio.run(read_status("127.0.0.1", 1))
+
+
+def test_silence_is_told_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("demo.stream_client.ANSWER_DEADLINE_S", 0.05)
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(-1)
+        writer.close()
+
+    async def use(port: int) -> None:
+        with pytest.raises(UnavailableError, match=r"no answer in 0\.05 s; see"):
+            await read_status("127.0.0.1", port)
+
+    asyncio.run(with_server(silent, use))
+
+
+def test_a_status_that_is_late_once_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+    status = msgspec.convert(
+        {name: "up" if name == "outside_state" else 0 for name in ServiceStatus.__struct_fields__}, ServiceStatus
+    )
+
+    async def late_once(address: str) -> ServiceStatus:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise UnavailableError(f"status of {address}", "no answer in 10 s", "see whether the VM runs")
+        return status
+
+    monkeypatch.setattr("demo.witnesses.read_status", late_once)
+    monkeypatch.setattr("demo.witnesses.RETRY_S", 0.0)
+    assert asyncio.run(Witnesses(OutsideServer()).status()) is status
+    asked = 0
+    with pytest.raises(UnavailableError):
+        asyncio.run(Witnesses(OutsideServer()).status(deadline_s=0.0))
 
 
 class Echo(asyncio.DatagramProtocol):

@@ -71,6 +71,44 @@ def test_a_decoder_is_made_where_only_one_thread_can_be(path: Path) -> None:
             )
 
 
+@pytest.mark.parametrize("path", tracked("architect/*.py", "bench/*.py", "demo/*.py"), ids=short)
+def test_a_deadline_that_has_passed_is_told_in_words(path: Path) -> None:
+    """`str(TimeoutError())` of asyncio's deadlines is empty: "no answer: " says nothing. Say `str(error) or …`, or how long."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Try):
+            for handler in deadline_handlers(node):
+                spoken = {
+                    id(part)
+                    for choice in ast.walk(handler)
+                    if isinstance(choice, ast.BoolOp | ast.IfExp)
+                    for part in ast.walk(choice)
+                }
+                for part in ast.walk(handler):
+                    assert id(part) in spoken or not shows(part, handler.name), (
+                        f"line {handler.lineno}: {ast.unparse(part)} may be empty"
+                    )
+
+
+def deadline_handlers(node: ast.Try) -> list[ast.ExceptHandler]:
+    """Those that get a TimeoutError: by its name, or as an OSError of a block with a deadline."""
+    text = "".join(ast.unparse(line) for line in node.body)
+    has_deadline = "asyncio.timeout(" in text or "wait_for(" in text
+    found = []
+    for handler in node.handlers:
+        kinds = {kind.rpartition(".")[2] for kind in re.findall(r"[\w.]+", ast.unparse(handler.type or ast.Name("BaseException")))}
+        if "TimeoutError" in kinds or (has_deadline and kinds & {"OSError", "Exception", "BaseException"}):
+            found.append(handler)
+        has_deadline = has_deadline and "TimeoutError" not in kinds
+    return found
+
+
+def shows(node: ast.AST, name: str | None) -> bool:
+    """Whether it is `{name}` in an f-string, or `str(name)`."""
+    if isinstance(node, ast.FormattedValue):
+        return ast.unparse(node.value) == name and node.conversion == -1
+    return isinstance(node, ast.Call) and ast.unparse(node) == f"str({name})"
+
+
 def test_nothing_is_unfinished_by_its_own_words() -> None:
     here = Path(__file__)
     found = [

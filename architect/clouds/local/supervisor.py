@@ -36,7 +36,7 @@ from architect.clouds.local.record import (
     RecordStore,
     agent_name,
 )
-from architect.errors import ArchitectError, UnavailableError
+from architect.errors import ArchitectError, UnavailableError, first_error
 from architect.runtime.clock import Clock, SystemClock
 from architect.runtime.logging import configure_logging, trim_log
 from architect.runtime.namespaces import namespace_path
@@ -207,12 +207,6 @@ async def run_supervisor(state_dir: Path) -> None:
             _log.info("supervisor stops; what it supervised goes on")
         except* ArchitectError as group_error:
             raise first_error(group_error) from group_error
-
-
-def first_error(group_error: BaseExceptionGroup[ArchitectError]) -> ArchitectError:
-    """One error to report of those that ended the task group together."""
-    inner = group_error.exceptions[0]
-    return first_error(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
 class _Stopped(Exception):  # noqa: N818 - not an error: it ends the task group

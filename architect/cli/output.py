@@ -117,3 +117,8 @@ def fields(value: dict[str, Any]) -> list[str]:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= REASON_WIDTH else text[: REASON_WIDTH - 1] + "…"
+
+
+def pause_text(move: dict[str, Any]) -> str:
+    """For how long a move stopped its VM, as far as that is known."""
+    return "pause not known" if move["downtime_ms"] is None else f"pause {move['downtime_ms']:.0f} ms"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from architect.cli.client import Client, StreamBrokenError, segment
-from architect.cli.output import VM_HEAD, Output, endpoint_text, fields, vm_row
+from architect.cli.output import VM_HEAD, Output, endpoint_text, fields, pause_text, vm_row
 from architect.cli.patience import asked_again, resumed
 from architect.errors import ArchitectError, HandoverError, LostError, NotFoundError, OutcomeUnknownError
 from architect.model.handover_state import BEFORE_COMMIT
@@ -180,9 +180,10 @@ def migrate(options: argparse.Namespace) -> int:
     if not output.as_json:
         output.line(
             f"{move['vm']} moved {move['source']} to {move['target']} in {move['total_s']:.2f} s: "
-            f"pause {move['downtime_ms']:.0f} ms, {move['rounds']} rounds, {format_size(move['bytes_sent'])}"
+            f"{pause_text(move)}, {move['rounds']} rounds, {format_size(move['bytes_sent'])}"
             + (f" ({move['compression_ratio']:g} times that before compression)" if move.get("bytes_saved") else "")
             + (", memory verified" if move.get("verified") else "")
+            + ("" if move["is_complete"] else " (as its source told before it fell silent)")
         )
     return 0
 

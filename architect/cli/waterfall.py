@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
+from architect.cli.output import pause_text
 from architect.model.handover_span import GUEST_RUNS
 
 WIDTH = 1280
@@ -67,7 +68,7 @@ def render(move: dict[str, Any]) -> str:
         top += ROW * len(chosen) + PANEL_GAP
     error = "" if move["clock_error_ms"] is None else f"; clocks agree within {move['clock_error_ms']:.2f} ms"
     title = f"{move['vm']}: {move['source']} to {move['target']}, {move['mode']}, {move['outcome'] or move['state']}"
-    figures = f"{move['total_s']:.2f} s, " + ", ".join([f"pause {move['downtime_ms']:.0f} ms", *(band.label for band in bands[1:])])
+    figures = f"{move['total_s']:.2f} s, " + ", ".join([pause_text(move), *(band.label for band in bands[1:])])
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{top}" font-family="sans-serif" font-size="11">',
@@ -85,7 +86,7 @@ def _bands(move: dict[str, Any], bars: Sequence[Bar]) -> Iterator[Band]:
     """The pause, then the silence, as far as they are known."""
     stop = _find(bars, "source", "pause")
     resume = _find(bars, "target", "resume")
-    if stop is None or resume is None:
+    if stop is None or resume is None or move["downtime_ms"] is None:
         return
     runs = _find(bars, "target", GUEST_RUNS)
     runs_at_ms = resume.end_ms if runs is None else runs.start_ms

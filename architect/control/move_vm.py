@@ -300,8 +300,7 @@ async def _write(fabric: Fabric, record: MigrationRecord, error: ArchitectError 
                 if vm is not None:
                     term = max(vm.term, record.source_term + 1)
                     change.put(msgspec.structs.replace(vm, host=record.target, term=term))
-                downtime = f"pause {record.report.downtime_ms:.0f} ms" if record.report is not None else ""
-                change.say(EventKind.MIGRATION_DONE, downtime, host=record.target, move=record)
+                change.say(EventKind.MIGRATION_DONE, _pause(record.report), host=record.target, move=record)
             case HandoverState.FAILED | HandoverState.LOST:
                 change.say(EventKind.MIGRATION_FAILED, record.reason, host=record.source, move=record)
             case state if before is None or before.state is not state:
@@ -310,3 +309,9 @@ async def _write(fabric: Fabric, record: MigrationRecord, error: ArchitectError 
                 pass  # said before
     if record.state.is_terminal:
         fabric.followers.finish(record.id, error if error is not None else migration_view(record))
+
+
+def _pause(report: MigrationReport | None) -> str:
+    if report is None or report.downtime_ms is None:
+        return "its pause is not known: who knew has fallen silent"
+    return f"pause {report.downtime_ms:.0f} ms"

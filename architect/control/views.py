@@ -81,7 +81,8 @@ class BytesBySource(msgspec.Struct, frozen=True):
 class MigrationView(msgspec.Struct, frozen=True):
     """A move, as `migrate` prints it. `state` is the handover's; `outcome` is empty while it goes on. `decisions` say what was seen
     after each round, and why the move went on, waited or cut. Without compression `bytes_saved` more would have been sent, that is
-    `compression_ratio` times as much."""
+    `compression_ratio` times as much. `is_complete`: the source has told the figures at the end; otherwise they are those of its
+    last report, before it fell silent or while the move goes on, and `downtime_ms` may not be known."""
 
     vm: str
     source: str
@@ -90,7 +91,7 @@ class MigrationView(msgspec.Struct, frozen=True):
     outcome: str
     reason: str
     total_s: float
-    downtime_ms: float
+    downtime_ms: float | None
     rounds: int
     bytes_sent: int
     bytes_by_source: BytesBySource
@@ -106,6 +107,7 @@ class MigrationView(msgspec.Struct, frozen=True):
     verified: bool | None
     started_at: str
     decisions: tuple[MoveDecision, ...] = ()
+    is_complete: bool = False
 
 
 class EventView(msgspec.Struct, frozen=True):
@@ -178,7 +180,7 @@ def migration_view(record: MigrationRecord) -> MigrationView:
         outcome=outcome,
         reason=record.reason,
         total_s=_total_s(record),
-        downtime_ms=report.downtime_ms if report is not None else 0.0,
+        downtime_ms=report.downtime_ms if report is not None else None,
         rounds=report.rounds if report is not None else 0,
         bytes_sent=report.bytes_sent if report is not None else 0,
         bytes_by_source=BytesBySource(report.bytes_peer, report.bytes_store, report.bytes_base)
@@ -196,6 +198,7 @@ def migration_view(record: MigrationRecord) -> MigrationView:
         verified=report.verified if report is not None else None,
         started_at=rfc3339(record.started_at_s),
         decisions=report.decisions if report is not None else (),
+        is_complete=report is not None and report.state.is_terminal,
     )
 
 
@@ -232,6 +235,6 @@ def _event_view(record: EventRecord, move: MigrationRecord | None) -> EventView:
 
 
 def _total_s(record: MigrationRecord) -> float:
-    if record.report is not None and record.report.total_s > 0:
+    if record.report is not None and (record.ended_at_s is None or record.report.state.is_terminal):
         return record.report.total_s
     return max((record.ended_at_s or record.started_at_s) - record.started_at_s, 0.0)

@@ -60,7 +60,7 @@ class HandoverFigures:
     stopped_at_s: float = 0.0
     stop_time_s: float = 0.0
     verify_s: float = 0.0
-    downtime_s: float = 0.0
+    downtime_s: float | None = None
     verified: bool | None = None
     progress: float = 0.0
     look: MoveDecision | None = None
@@ -122,7 +122,7 @@ class HandoverFigures:
             state=state.outside,
             reason=state.reason if state.outside in (HandoverState.FAILED, HandoverState.LOST) else "",
             total_s=now_s - plan.started_at_s,
-            downtime_ms=self.downtime_s * 1000,
+            downtime_ms=None if self.downtime_s is None else self.downtime_s * 1000,
             rounds=state.round_count,
             bytes_sent=sent,
             bytes_peer=sent,

@@ -59,7 +59,7 @@ def describe(result: Result, *, verbose: bool) -> str:
         lines += [
             f"  fault {f.kind.value} at call {f.call} ({f.phase}) of move {f.move}, {f.duration_s} s" for f in scenario.faults
         ]
-        lines += [f"  {r.id} {r.state.value} {r.mode.value} {r.downtime_ms:.1f} ms {r.reason}" for r in result.reports]
+        lines += [f"  {r.id} {r.state.value} {r.mode.value} {r.downtime_ms or 0:.1f} ms {r.reason}" for r in result.reports]
     lines += [f"  VIOLATION {violation}" for violation in result.violations]
     if verbose or result.violations:
         lines += readable(result.trace, result.violations, whole=verbose)

@@ -92,6 +92,7 @@ class MigrationReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a handover stands, or ended. `mode` is what was done: precopy or postcopy; bytes are what crossed the wire, but for
     `bytes_saved`, which compression kept off it.
 
+    `downtime_ms` is known once the target has said that the guest runs there.
     `decisions` are those that changed its course, oldest first; `look` is what was seen last.
     `spans` and `phases` count from the start of the handover, when the source's monotonic clock showed `clock_at_s`. Spans of
     other machines than the source are off by at most `clock_error_ms`; None: their clocks were not compared.
@@ -105,7 +106,7 @@ class MigrationReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state: HandoverState
     reason: str = ""
     total_s: float = 0.0
-    downtime_ms: float = 0.0
+    downtime_ms: float | None = None
     rounds: int = 0
     bytes_sent: int = 0
     bytes_peer: int = 0

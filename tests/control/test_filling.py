@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from architect.control.remove_host import remove_host
-from architect.errors import UnavailableError
+from architect.errors import ConflictError, UnavailableError
 from architect.model.ids import HostName
 from architect.model.vm_state import VmState
 from architect.testing.fake_vm import FakeVm
@@ -88,21 +88,32 @@ def test_silence_does_not_make_a_host_gone_for_good_where_its_provider_can_be_as
     simulate(test())
 
 
-def test_silence_makes_a_host_gone_for_good_where_nobody_can_be_asked_and_so_does_its_removal(tmp_path: Path) -> None:
+def test_silence_makes_a_host_gone_for_good_where_nobody_can_be_asked(tmp_path: Path) -> None:
     async def test() -> None:
         async with rig(tmp_path, AWS, GCP) as one:
             await _filling(one)
-            agent = await one.disconnect(AWS)
+            await one.disconnect(AWS)
             gone_after_s = one.control.fabric.config.host_gone_after_s
             await asyncio.sleep(gone_after_s - 2)
             assert not _told(one)
             await asyncio.sleep(4)
             assert _told(one)[0] == SourceGone(AWS, f"nothing was heard of it for {gone_after_s:g} s")
-            await one.connect(agent)
-            await one.disconnect(AWS)
-            one.world.requests.clear()
-            await remove_host(one.control.fabric, AWS)
+
+    simulate(test())
+
+
+def test_a_host_that_feeds_a_vm_is_not_removed_whether_its_agent_is_there_or_not_until_it_is_gone_for_good(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, AWS, GCP) as one:
+            vm = await _filling(one)
             await asyncio.sleep(2)
-            assert _told(one)[0] == SourceGone(AWS, "it was removed from the fabric")
+            for is_there in (True, False):
+                if not is_there:
+                    await one.disconnect(AWS)
+                with pytest.raises(ConflictError, match="still has some of the memory or disk of vm web"):
+                    await remove_host(one.control.fabric, AWS)
+            assert vm.fills_from == AWS and not _told(one)
+            await asyncio.sleep(one.control.fabric.config.host_gone_after_s + 2)
+            await remove_host(one.control.fabric, AWS)
 
     simulate(test())

@@ -5,10 +5,16 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import msgspec
+
+from architect.control.handover_track import with_report, with_state
+from architect.control.records import MigrationRecord, MoveCause
 from architect.control.views import event_views, migration_view
 from architect.model.handover_span import Side, Span
-from architect.model.handover_state import HandoverState
+from architect.model.handover_state import HandoverState, MigrationMode
+from architect.model.ids import HostName, MigrationId, VmId
 from architect.testing.fake_agent import FakeWorld
+from architect.wire.agent_messages import MigrationReport
 from tests.control.rig import Rig, rig, simulate
 from tests.kept_memory import counting_memory, kept_bytes
 
@@ -78,3 +84,20 @@ def test_a_move_under_way_is_told_with_its_latest_report_and_one_that_is_unknown
             await moving
 
     simulate(test())
+
+
+def test_figures_of_a_move_whose_source_did_not_live_to_tell_its_end_say_so_and_name_no_pause() -> None:
+    early = MigrationReport(
+        MigrationId("mig-1"), VmId("vm-1"), HostName("a"), HostName("b"), MigrationMode.PRECOPY, HandoverState.PRECOPY, total_s=0.5
+    )
+    record = MigrationRecord(
+        id=early.id, vm=early.vm, vm_name="web", source=early.source, target=early.target, mode=early.mode, cause=MoveCause.USER,
+        source_term=1, started_at_s=100.0, verify=False, state=HandoverState.PRECOPY, report=early,
+    )  # fmt: skip
+    whole = msgspec.structs.replace(early, state=HandoverState.DONE, total_s=2.0, downtime_ms=40.0)
+
+    settled = migration_view(with_state(record, HandoverState.DONE, 107.0))
+    told = migration_view(with_report(record, whole, 107.0))
+
+    assert (settled.outcome, settled.downtime_ms, settled.total_s, settled.is_complete) == ("done", None, 7.0, False)
+    assert (told.outcome, told.downtime_ms, told.total_s, told.is_complete) == ("done", 40.0, 2.0, True)

@@ -90,7 +90,8 @@ def test_a_report_has_its_phases_its_pause_and_its_bytes() -> None:
         ]  # fmt: skip
         assert {"pause", "cut", "verify", "commit", "target-load", "target-claim", "target-resume", "destroy"} <= set(names)
         assert all(0 <= phase.start_s <= phase.end_s <= report.total_s for phase in report.phases)
-        assert 1 < report.downtime_ms < 100, "two full hashes of 500 ms each are not part of the pause"
+        pause_ms = report.downtime_ms
+        assert pause_ms is not None and 1 < pause_ms < 100, "two full hashes of 500 ms each are not part of the pause"
         assert report.verified is True and report.progress == 1.0
         assert report.bytes_sent >= report.memory_bytes + report.disk_bytes_sent + fabric.vm.spec.base.size_bytes
 

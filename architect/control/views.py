@@ -8,6 +8,7 @@ import msgspec
 
 from architect.control.fabric import Fabric
 from architect.control.records import EventKind, EventRecord, HostRecord, MigrationRecord, VmRecord
+from architect.control.remove_host import needed_for
 from architect.control.rooms import HostState, free_bytes, host_state
 from architect.model.endpoints import Endpoint
 from architect.model.handover_span import Span
@@ -30,7 +31,7 @@ class NoticeView(msgspec.Struct, frozen=True):
 
 
 class HostView(msgspec.Struct, frozen=True):
-    """A host, as `host ls` prints it. `vms` counts those that are not over."""
+    """A host, as `host ls` prints it. `vms` counts those that are not over, and those that left it and still need it."""
 
     name: str
     provider: str
@@ -140,7 +141,7 @@ def host_view(fabric: Fabric, record: HostRecord) -> HostView:
         provider=record.facts.provider,
         region=record.facts.region,
         state=host_state(fabric, record),
-        vms=len(fabric.book.living_on(record.name)),
+        vms=len(needed_for(fabric, record.name)),
         memory_bytes=record.facts.memory_bytes,
         memory_free_bytes=free_bytes(fabric, record.name),
         notice=NoticeView(notice.kind, notice.deadline) if notice is not None else None,

@@ -60,10 +60,10 @@ def fabric_routes(fabric: Fabric) -> APIRouter:
         return document(host_view(fabric, await set_draining(fabric, host, draining=False)))
 
     @router.delete("/hosts/{host}", responses=answers("the host, as it was", HostView))
-    async def remove(host: str) -> Response:
-        """Forget a host that runs nothing."""
+    async def remove(host: str, force: bool = False) -> Response:
+        """Forget a host that no VM needs; with `force` any, and VMs that need it are lost."""
         view = host_view(fabric, fabric.book.find_host(host))
-        await remove_host(fabric, host)
+        await remove_host(fabric, host, force=force)
         return document(view)
 
     @router.get("/events", responses=answers("events, oldest first", EventView, EventsEnd, streams=True))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from architect.control.remove_host import remove_host
+from architect.control.views import host_view
 from architect.errors import ConflictError, UnavailableError
 from architect.model.ids import HostName
 from architect.model.vm_state import VmState
@@ -110,9 +111,10 @@ def test_a_host_that_feeds_a_vm_is_not_removed_whether_its_agent_is_there_or_not
             for is_there in (True, False):
                 if not is_there:
                     await one.disconnect(AWS)
-                with pytest.raises(ConflictError, match="still has some of the memory or disk of vm web"):
+                with pytest.raises(ConflictError, match="has vm web, or some of its memory or disk"):
                     await remove_host(one.control.fabric, AWS)
             assert vm.fills_from == AWS and not _told(one)
+            assert host_view(one.control.fabric, one.control.fabric.book.hosts[AWS]).vms == 1
             await asyncio.sleep(one.control.fabric.config.host_gone_after_s + 2)
             await remove_host(one.control.fabric, AWS)
 

@@ -242,6 +242,18 @@ def test_an_agent_that_hangs_is_cut_off_and_counts_as_lost(tmp_path: Path) -> No
     simulate(test())
 
 
+def test_a_host_that_is_removed_by_force_loses_its_vms(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with rig(tmp_path, AWS) as one:
+            await one.run("web")
+            await one.disconnect(AWS)
+            await remove_host(one.control.fabric, AWS, force=True)
+            await one.until_state("web", VmState.LOST)
+            assert AWS not in one.control.fabric.book.hosts
+
+    simulate(test())
+
+
 def test_a_host_is_removed_only_when_nothing_runs_there(tmp_path: Path) -> None:
     async def test() -> None:
         async with rig(tmp_path, AWS) as one:

@@ -56,7 +56,11 @@ def _noticed_at_s(fabric: Fabric, record: MigrationRecord) -> float | None:
 
 
 def joined(before: MigrationReport | None, after: MigrationReport) -> MigrationReport:
-    """The report with our spans of the one before it, unless it has its own: an agent does not know them."""
+    """The report with what only the one before it knows: our spans, unless it has its own, and the pause, which an agent that was
+    started again has not seen.
+    """
+    if after.downtime_ms is None and before is not None:
+        after = msgspec.structs.replace(after, downtime_ms=before.downtime_ms)
     if any(span.side is Side.CONTROL for span in after.spans):
         return after
     ours = [span for span in before.spans if span.side is Side.CONTROL] if before is not None else []

@@ -95,9 +95,13 @@ def test_figures_of_a_move_whose_source_did_not_live_to_tell_its_end_say_so_and_
         source_term=1, started_at_s=100.0, verify=False, state=HandoverState.PRECOPY, report=early,
     )  # fmt: skip
     whole = msgspec.structs.replace(early, state=HandoverState.DONE, total_s=2.0, downtime_ms=40.0)
+    forgetful = msgspec.structs.replace(whole, downtime_ms=None)
 
     settled = migration_view(with_state(record, HandoverState.DONE, 107.0))
     told = migration_view(with_report(record, whole, 107.0))
+    committed = with_report(record, msgspec.structs.replace(whole, state=HandoverState.POSTCOPY), 103.0)
+    told_by_another = migration_view(with_report(committed, forgetful, 107.0))
 
     assert (settled.outcome, settled.downtime_ms, settled.total_s, settled.is_complete) == ("done", None, 7.0, False)
     assert (told.outcome, told.downtime_ms, told.total_s, told.is_complete) == ("done", 40.0, 2.0, True)
+    assert told_by_another == told, "an agent that was started again did not see the pause"

@@ -17,6 +17,7 @@ ResultT = TypeVar("ResultT")
 def up(options: argparse.Namespace) -> int:
     """`architect up`."""
     output = Output(as_json=options.json)
+    _provider().check_wish(options.hosts, options.state_dir)
     output.progress("preparing the guest's kernel")
     _run(_prepare_guest_files())
     fabric = _run(_provider().up(options.hosts, options.state_dir, output.progress))
@@ -39,7 +40,9 @@ def down(options: argparse.Namespace) -> int:
 def add_host(options: argparse.Namespace) -> int:
     """`architect host add`."""
     host = _run(_provider().add_host(options.state_dir, options.provider, options.name))
-    return _tell(Output(as_json=options.json), host, lambda told: f"{told.get('name', options.name)} added")
+    return _tell(
+        Output(as_json=options.json), host, lambda told: f"{told['name']} {'added' if told['is_new'] else 'is there already'}"
+    )
 
 
 def preempt(options: argparse.Namespace) -> int:

@@ -38,6 +38,11 @@ class Output:
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
 
+    def note(self, text: str) -> None:
+        """One line about what is not as was asked for, or goes on without us: for programs' logs, too."""
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Aligned columns; the head alone if there is nothing."""
         widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]

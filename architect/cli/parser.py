@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from architect.errors import UsageError
-from architect.model.sizes import parse_size
+from architect.model.sizes import BANDWIDTH_BYTES_S_MAX, BANDWIDTH_BYTES_S_MIN, parse_size
 from architect.version import VERSION
 
 DEFAULT_STATE_DIR = "/var/lib/architect"
@@ -43,6 +44,8 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        # What argparse takes for a value although it begins with a dash: by itself `-5`, but not `-5M`, which would be an option.
+        self._negative_number_matcher = re.compile(r"-\d")
 
     def error(self, message: str) -> NoReturn:
         thing = self.prog if " " in self.prog else "command line"
@@ -159,7 +162,8 @@ def _vm_commands(commands: Any, shared: _Parser) -> None:
         "--fsync",
         choices=("epoch", "host"),
         default="epoch",
-        help="whether the guest's fsync waits for the host's disk, too: epoch: no (epoch)",
+        help="epoch: the guest's fsync survives QEMU and the agent at once, and does not wait for the host's disk; "
+        "host: it waits for that disk, too, which is slower (epoch)",
     )
     run.set_defaults(takes_words=True)
     stop = _vm_command(commands, shared, "stop", "vm_commands:stop", "stop a VM; its log and exit code stay")
@@ -178,7 +182,7 @@ def _vm_commands(commands: Any, shared: _Parser) -> None:
         "--bandwidth",
         type=_bandwidth,
         metavar="SIZE",
-        help="what it may send per second, for example 200M, or none (the host's default); a deadline that needs more lifts it",
+        help="what it may send per second, 1M to 1T, or none (the host's default); a deadline that needs more lifts it",
     )
     migrate.add_argument(
         "--compression",
@@ -186,7 +190,7 @@ def _vm_commands(commands: Any, shared: _Parser) -> None:
         default="auto",
         help="compress what is copied: where it makes the move quicker, never, or always (auto)",
     )
-    migrate.add_argument("--verify", action="store_true", help="compare the memory of both ends whole")
+    migrate.add_argument("--verify", action="store_true", help="compare the memory of both ends whole; not with --mode postcopy")
     execute = _vm_command(
         commands, shared, "exec", "exec_command:execute", "run a command in a VM; exits with its exit code",
         "example: architect exec -it web -- sh", usage="architect exec [-it] VM -- COMMAND…",
@@ -253,7 +257,15 @@ def _seconds(text: str) -> float:
 
 def _bandwidth(text: str) -> int:
     """Bytes per second; 0 is no limit."""
-    return 0 if text == "none" else parse_size(text.removesuffix("/s"), "--bandwidth")
+    if text == "none":
+        return 0
+    try:
+        rate_bytes_s = parse_size(text.removesuffix("/s"))
+    except UsageError:
+        rate_bytes_s = -1
+    if not BANDWIDTH_BYTES_S_MIN <= rate_bytes_s <= BANDWIDTH_BYTES_S_MAX:
+        raise UsageError(f"--bandwidth {text!r}", "is not in 1M..1T bytes a second", "write for example 200M, or none")
+    return rate_bytes_s
 
 
 def _size(option: str) -> Callable[[str], int]:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import argparse
 import base64
-import os
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from architect.cli.client import Client, StreamBrokenError, segment
+from architect.cli.image_word import absolute_image
 from architect.cli.output import VM_HEAD, Output, endpoint_text, fields, pause_text, vm_row
-from architect.cli.patience import asked_again, resumed
+from architect.cli.patience import PATIENCE_S, asked_again, resumed
 from architect.errors import ArchitectError, HandoverError, LostError, NotFoundError, OutcomeUnknownError
 from architect.model.handover_state import BEFORE_COMMIT
 from architect.model.sizes import format_size
 
 POLL_S = 0.3
 LOSS_LOOKS = 3
+CONTROL_AWAY = f"the control plane does not answer; it is waited for, up to {PATIENCE_S:.0f} s"
 
 
 def run(options: argparse.Namespace) -> int:
@@ -28,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
 
     publish = [parse_publish(text) for text in options.publish]
     body = {
-        "image": _absolute(options.image),
+        "image": absolute_image(options.image),
         "name": options.name,
         "cpus": options.cpus,
         "memory_bytes": options.memory,
@@ -41,7 +42,9 @@ def run(options: argparse.Namespace) -> int:
         "host": options.host,
         "host_fsync": options.fsync == "host",
     }
-    vm = _run(client, output, body)
+    vm = _followed(
+        client, output, _Lasting("/v1/vms", body, "vm", _wait_created, "vm {0} is made all the same; see `architect ps`")
+    )
     if output.as_json:
         output.document(vm)
     else:
@@ -51,20 +54,36 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run(client: Client, output: Output, body: dict[str, Any]) -> dict[str, Any]:
+class _Lasting(NamedTuple):
+    """A request whose work goes on without who asked for it: under which key its progress names it, how it is waited for then."""
+
+    path: str
+    body: dict[str, Any]
+    key: str
+    wait: Callable[[Client, str], dict[str, Any]]
+    goes_on: str
+
+
+def _followed(client: Client, output: Output, request: _Lasting) -> dict[str, Any]:
+    """The result; its progress is told, a control plane that goes away is waited for."""
     identity = ""
     try:
-        for item in client.stream("POST", "/v1/vms", body):
-            if "result" in item:
-                vm: dict[str, Any] = item["result"]
-                return vm
-            identity = item.get("vm") or identity
-            output.progress(item["progress"])
-    except StreamBrokenError:
-        if not identity:
-            raise
-    output.progress("the control plane went away; it goes on when it is back")
-    return _wait_created(client, identity)
+        try:
+            for item in client.stream("POST", request.path, request.body):
+                if "result" in item:
+                    result: dict[str, Any] = item["result"]
+                    return result
+                identity = item.get(request.key) or identity
+                output.progress(item["progress"])
+        except StreamBrokenError:
+            if not identity:
+                raise
+        output.progress(CONTROL_AWAY)
+        return request.wait(client, identity)
+    except KeyboardInterrupt:
+        if identity:
+            output.note(request.goes_on.format(identity))
+        raise
 
 
 def _wait_created(client: Client, identity: str) -> dict[str, Any]:
@@ -76,14 +95,6 @@ def _wait_created(client: Client, identity: str) -> dict[str, Any]:
         if vm["state"] != "creating":
             return vm
         time.sleep(POLL_S)
-
-
-def _absolute(image: str) -> str:
-    """Paths in image names as seen from here: those who open them run elsewhere."""
-    for scheme in ("oci:", "docker-archive:"):
-        if image.startswith(scheme) and len(image) > len(scheme):
-            return scheme + os.path.abspath(image.removeprefix(scheme))
-    return image
 
 
 def list_vms(options: argparse.Namespace) -> int:
@@ -172,11 +183,17 @@ def logs(options: argparse.Namespace) -> int:
 def migrate(options: argparse.Namespace) -> int:
     """`architect migrate`. A move that failed is printed like one that went well, and is an error."""
     client, output = Client(options.state_dir), Output(as_json=options.json)
-    move = _migrate(client, output, options)
+    body = {"to": options.to, "mode": options.mode, "verify": options.verify, "bandwidth_bytes_s": options.bandwidth}
+    body["compression"] = options.compression
+    path = f"/v1/vms/{segment('vm', options.vm)}/migrate"
+    goes_on = "the move {0} goes on; `architect events -f` shows it"
+    move = _followed(client, output, _Lasting(path, body, "migration", _wait_moved, goes_on))
     if output.as_json:
         output.document(move)
     if move["outcome"] != "done":
         raise _failure(client, move)
+    if options.verify and not move.get("verified"):
+        output.note("the memory of both ends was not compared whole: a move that becomes a post-copy proves its root instead")
     if not output.as_json:
         output.line(
             f"{move['vm']} moved {move['source']} to {move['target']} in {move['total_s']:.2f} s: "
@@ -202,21 +219,7 @@ def _failure(client: Client, move: dict[str, Any]) -> ArchitectError:
     return HandoverError(f"move of {name}", reason, f"see `architect inspect {name}` and try again")
 
 
-def _migrate(client: Client, output: Output, options: argparse.Namespace) -> dict[str, Any]:
-    identity = ""
-    body = {"to": options.to, "mode": options.mode, "verify": options.verify, "bandwidth_bytes_s": options.bandwidth}
-    body["compression"] = options.compression
-    try:
-        for item in client.stream("POST", f"/v1/vms/{segment('vm', options.vm)}/migrate", body):
-            if "result" in item:
-                move: dict[str, Any] = item["result"]
-                return move
-            identity = item.get("migration") or identity
-            output.progress(item["progress"])
-    except StreamBrokenError:
-        if not identity:
-            raise
-    output.progress("the control plane went away; the move goes on")
+def _wait_moved(client: Client, identity: str) -> dict[str, Any]:
     while True:
         found: dict[str, Any] = asked_again(lambda: client.get(f"/v1/migrations/{identity}"))
         if found["outcome"]:

@@ -27,7 +27,7 @@ from architect.errors import ArchitectError, CapacityError, ConflictError, LostE
 from architect.model.compression import Compression
 from architect.model.handover_state import BEFORE_COMMIT, HandoverState, MigrationMode
 from architect.model.ids import MigrationId, migration_id
-from architect.model.sizes import MIB, format_size
+from architect.model.sizes import BANDWIDTH_BYTES_S_MAX, BANDWIDTH_BYTES_S_MIN, format_size
 from architect.model.vm_state import VmState
 from architect.policy.evacuation import Move, remaining_s
 from architect.policy.placement import NoRoom, place
@@ -36,8 +36,6 @@ from architect.wire.agent_messages import MigrateVm, MigrationProgress, Migratio
 
 MOVE_RETRY_S = 1.0
 ANSWER_GRACE_S = 10.0
-BANDWIDTH_BYTES_S_MIN = MIB
-BANDWIDTH_BYTES_S_MAX = 1 << 40
 
 _log = logging.getLogger(__name__)
 
@@ -60,13 +58,16 @@ async def migrate_vm(fabric: Fabric, wish: MoveWish) -> tuple[MigrationRecord, F
         NotFoundError: no such VM or host.
         ConflictError: the VM is over, being created, moving already, or there already; the target drains or leaves.
         LostError: the VM is lost.
-        UsageError: the bandwidth limit is too low.
+        UsageError: the bandwidth limit is too low or too high, or a post-copy is to be verified.
         CapacityError: the target has no room.
         UnavailableError: source or target is not connected.
     """
     limit = wish.bandwidth_bytes_s
     if limit is not None and limit != 0 and not BANDWIDTH_BYTES_S_MIN <= limit <= BANDWIDTH_BYTES_S_MAX:
         raise UsageError(f"--bandwidth {limit}", "is not in 1M..1T bytes a second", "write for example 200M, or none")
+    if wish.verify and wish.mode is MigrationMode.POSTCOPY:
+        cause = "a post-copy's memory is never whole at both ends (its root is proved in any case)"
+        raise UsageError("--verify", cause, "leave it out, or use --mode precopy")
     async with fabric.book.change() as change:
         vm = _movable(fabric, wish.vm)
         target = fabric.book.find_host(wish.to)

@@ -46,7 +46,9 @@ def find_in_archive(file: Path, name: str | None, thing: str) -> FoundImage:
             position = _choose(images, name, thing)
             config = _member(archive, images[position].config)
     except (tarfile.TarError, EOFError, KeyError, OSError, msgspec.DecodeError) as error:
-        raise InvalidImageError(thing, f"{file} is not a docker archive: {error}", _MAKE_ONE) from error
+        # tarfile tells of each compression that it has tried, a line each.
+        cause = "it is no tar file" if isinstance(error, tarfile.ReadError) and "\n" in str(error) else str(error)
+        raise InvalidImageError(thing, f"{file} is not a docker archive: {cause}", _MAKE_ONE) from error
     return FoundImage(position, f"sha256:{hashlib.sha256(config).hexdigest()}")
 
 

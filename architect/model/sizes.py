@@ -11,7 +11,10 @@ EXTENT_BYTES = 65536
 PAGES_PER_EXTENT = EXTENT_BYTES // PAGE_BYTES
 MIB = 1 << 20
 GIB = 1 << 30
+BANDWIDTH_BYTES_S_MIN = MIB
+BANDWIDTH_BYTES_S_MAX = 1 << 40
 
+_SIZE_BYTES_MAX = 1 << 60
 _UNITS = {"": 1, "k": 1 << 10, "m": MIB, "g": GIB, "t": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 
@@ -20,13 +23,15 @@ def parse_size(text: str, what: str = "size") -> int:
     """Bytes of a size as users write it: a number with an optional K, M, G or T (powers of 1024).
 
     Raises:
-        UsageError: it is not a size, or not a whole number of bytes, or zero.
+        UsageError: it is not a size, or not a whole number of bytes, or zero, or more than 1024P.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise UsageError(f"{what} {text!r}", "not a size", "write a number with K, M, G or T, for example 512M")
     size_bytes = float(match[1]) * _UNITS[match[2].lower()]
-    if size_bytes != int(size_bytes) or size_bytes <= 0 or size_bytes >= 1 << 60:
+    if size_bytes > _SIZE_BYTES_MAX:
+        raise UsageError(f"{what} {text!r}", "more than any machine has", "write for example 512M")
+    if size_bytes != int(size_bytes) or size_bytes <= 0:
         raise UsageError(f"{what} {text!r}", "not a positive whole number of bytes", "write for example 512M")
     return int(size_bytes)
 

@@ -37,6 +37,10 @@ class ProcessRig:
 
     def __init__(self, state_dir: Path) -> None:
         self.state_dir = state_dir
+        self.folder = state_dir / "work"
+        """Where commands are given; the images that they name by path lie there, as far as anybody but a host looks at them."""
+        for image in ("image", "x"):
+            (self.folder / image).mkdir(parents=True)
         self.world = FakeWorld()
         self.edge = FakeEdge()
         self._loop = asyncio.new_event_loop()
@@ -100,13 +104,15 @@ class ProcessRig:
 
     def cli(self, *words: str, stdin: bytes = b"", timeout_s: float = 30.0) -> subprocess.CompletedProcess[bytes]:
         """Run a command line to its end."""
-        return subprocess.run([*COMMAND, *words], env=self.environment(), input=stdin, capture_output=True, timeout=timeout_s)
+        return subprocess.run(
+            [*COMMAND, *words], env=self.environment(), cwd=self.folder, input=stdin, capture_output=True, timeout=timeout_s
+        )
 
     def start_cli(self, *words: str) -> subprocess.Popen[bytes]:
         """Start a command line."""
         return subprocess.Popen(
             [*COMMAND, *words],
-            env=self.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=self.environment(), cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
     def environment(self) -> dict[str, str]:

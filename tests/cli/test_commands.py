@@ -87,7 +87,7 @@ def test_run_inspect_and_ps_print_what_the_design_says(shared: ProcessRig) -> No
     try:
         assert tuple(vm) == INSPECT_KEYS
         assert (vm["state"], vm["memory_bytes"], vm["exit_code"], vm["last_epoch"]) == ("running", 128 << 20, None, None)
-        assert vm["image"] == f"oci:{Path.cwd()}/image:v1"
+        assert vm["image"] == f"oci:{shared.folder}/image:v1"
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", vm["created_at"])
         assert shared.json("inspect", "job") == vm
         assert shared.json("inspect", vm["id"]) == vm
@@ -100,7 +100,7 @@ def test_run_inspect_and_ps_print_what_the_design_says(shared: ProcessRig) -> No
 
 
 def test_tables_are_aligned_and_lead_with_the_name(shared: ProcessRig, web: str) -> None:
-    image = f"oci:{Path.cwd()}/image"
+    image = f"oci:{shared.folder}/image"
     assert shared.cli("ps").stdout.decode().splitlines() == [
         f"NAME  STATE    HOST   MEMORY     {'ENDPOINTS':<49} {'IMAGE'.ljust(len(image))}  REASON",
         f"web   running  aws-1  256.0 MiB  203.0.113.1:8080/tcp->80, 203.0.113.1:53/udp->53  {image}",
@@ -119,7 +119,13 @@ def test_hosts_print_what_the_design_says(shared: ProcessRig) -> None:
 
 
 def test_migrate_prints_the_move_and_progress_on_stderr(shared: ProcessRig, web: str) -> None:
-    move = shared.json("migrate", web, "--to", "gcp-1", "--verify", "--bandwidth", "200M/s", "--compression", "off")
+    asked_for = ("--verify", "--bandwidth", "200M/s", "--compression", "off")
+    done = shared.cli("--json", "migrate", web, "--to", "gcp-1", *asked_for)
+    move = json.loads(done.stdout)
+    assert (move["verified"], done.stderr) == (
+        None,
+        b"the memory of both ends was not compared whole: a move that becomes a post-copy proves its root instead\n",
+    )
     asked = [one for one in shared.world.requests if isinstance(one, MigrateVm)][-1]
     assert (asked.bandwidth_bytes_s, asked.compression) == (200 << 20, Compression.OFF)
     assert (move["bytes_sent"], move["bytes_saved"], move["compression_ratio"]) == (4096, 2048, 1.5)
@@ -132,6 +138,29 @@ def test_migrate_prints_the_move_and_progress_on_stderr(shared: ProcessRig, web:
         == "web moved gcp-1 to aws-1 in 0.25 s: pause 22 ms, 3 rounds, 4.0 KiB (1.5 times that before compression)\n"
     )
     assert done.stderr.decode().splitlines()[0] == "planned"
+
+
+def test_ctrl_c_leaves_a_move_to_itself_and_says_so(shared: ProcessRig, web: str) -> None:
+    held = hold_moves(shared)
+    moving = shared.start_cli("migrate", web, "--to", "gcp-1")
+    assert moving.stderr is not None and moving.stderr.readline() == b"planned\n"
+    moving.send_signal(signal.SIGINT)
+    _, error = moving.communicate(timeout=40)
+    let_go(shared, held)
+    shared.world.hold.clear()
+    assert moving.returncode == 130
+    assert re.fullmatch(rb"the move mig-\w+ goes on; `architect events -f` shows it", error.splitlines()[-1]), error
+    deadline_s = time.monotonic() + 20
+    while shared.json("inspect", web)["host"] != "gcp-1":
+        assert time.monotonic() < deadline_s
+
+
+def test_a_path_that_leads_nowhere_is_refused_before_a_vm_is_placed(shared: ProcessRig) -> None:
+    known = len(shared.json("ps"))
+    done = shared.cli("run", "oci:./nope")
+    path = shared.folder / "nope"
+    assert line_of(done) == f"architect: image oci:./nope: {path} is not a directory that exists; check the path"
+    assert len(shared.json("ps")) == known and b"goes to" not in done.stderr
 
 
 def test_a_move_that_the_target_refuses_exits_with_its_kind(shared: ProcessRig, web: str) -> None:
@@ -186,7 +215,10 @@ def test_a_move_that_failed_because_the_vm_is_lost_exits_11(shared: ProcessRig) 
         ("migrate nope --to gcp-1", 3, "vm nope"),
         ("migrate web --to nope", 3, "host nope"),
         ("migrate web --to aws-1", 4, "vm web"),
-        ("migrate web --to gcp-1 --bandwidth 4K", 2, "--bandwidth 4096"),
+        ("migrate web --to gcp-1 --bandwidth 4K", 2, "--bandwidth '4K': is not in 1M..1T"),
+        ("migrate web --to gcp-1 --bandwidth -5M", 2, "--bandwidth '-5M': is not in 1M..1T"),
+        ("migrate web --to gcp-1 --bandwidth 99999999999T", 2, "--bandwidth '99999999999T': is not in 1M..1T"),
+        ("migrate web --to gcp-1 --mode postcopy --verify", 2, "--verify: a post-copy's memory is never whole at both ends"),
         ("host drain nope", 3, "host nope"),
         ("host rm nope", 3, "host nope"),
         ("host rm aws-1", 4, "host aws-1"),
@@ -196,6 +228,10 @@ def test_a_move_that_failed_because_the_vm_is_lost_exits_11(shared: ProcessRig) 
         ("run oci:x --memory 100G", 5, "vm x-"),
         ("run oci:x --memory 100G --host gcp-1", 5, "vm x-"),
         ("run oci:x --memory 1M", 2, "--memory"),
+        ("run oci:x --memory -5M", 2, "--memory '-5M': not a size"),
+        ("run oci:x --memory 99999999999T", 2, "--memory '99999999999T': more than any machine has"),
+        ("run oci:./nope:v1", 2, "image oci:./nope:v1: "),
+        ("run docker-archive:x", 2, "image docker-archive:x: "),
         ("run oci:x --name Web", 2, "--name 'Web'"),
         ("run oci:x --publish 8080", 2, "--publish 8080"),
         ("run oci:x --env A", 2, "--env A"),
@@ -259,7 +295,7 @@ def test_help_and_version_need_nothing(tmp_path: Path) -> None:
 def test_an_image_that_is_refused_exits_2_and_leaves_no_vm(shared: ProcessRig) -> None:
     shared.world.refuse_run = InvalidImageError("image oci:/x", "has no layers", "build it again")
     try:
-        done = shared.cli("run", "oci:/x", "--name", "broken")
+        done = shared.cli("run", "oci:x", "--name", "broken")
         assert done.returncode == 2
         assert done.stderr.decode().splitlines()[-1] == "architect: image oci:/x: has no layers; build it again"
     finally:

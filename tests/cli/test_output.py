@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from architect.cli.output import endpoint_text, vm_row
+from architect.cli.output import Output, endpoint_text, vm_row
 
 
 def vm(ports: int) -> dict[str, Any]:
@@ -22,3 +22,9 @@ def vm(ports: int) -> dict[str, Any]:
 def test_a_row_shows_the_first_three_endpoints_and_how_many_more_there_are(ports: int, more: str) -> None:
     shown = vm(ports)
     assert vm_row(shown)[4] == ", ".join(endpoint_text(endpoint) for endpoint in shown["endpoints"][:3]) + more
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_note_is_for_programs_logs_too(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    Output(as_json=as_json).note("the move goes on")
+    assert capsys.readouterr() == ("", "the move goes on\n")

@@ -244,8 +244,9 @@ def test_kill_takes_a_host_at_once_and_numbers_are_not_used_again(fabric: Fabric
     with pytest.raises(UsageError):
         fabric.run(lambda: client.add_host(fabric.state_dir, "aws", "No Name"))
     assert fabric.run(lambda: client.add_host(fabric.state_dir, "aws"))["name"] == "aws-2"
-    assert fabric.run(lambda: client.add_host(fabric.state_dir, "gcp", "spare"))["name"] == "spare"
-    assert fabric.run(lambda: client.add_host(fabric.state_dir, "gcp", "spare"))["name"] == "spare"
+    for is_new in (True, False):
+        spare = fabric.run(lambda: client.add_host(fabric.state_dir, "gcp", "spare"))
+        assert (spare["name"], spare["is_new"]) == ("spare", is_new)
     assert fabric.run(lambda: client.remove_host(fabric.state_dir, "spare")) == {"host": "spare", "removed": True}
     assert fabric.names() == ["aws-2"]
 
@@ -323,7 +324,7 @@ def test_a_folder_that_is_somebody_elses_is_left_alone(machine_namespace: Machin
     treasure.parent.mkdir()
     treasure.write_text("precious")
     for call in (lambda: client.down(state_dir, told), lambda: client.up(1, state_dir, told, OPTIONS)):
-        with pytest.raises(UsageError, match=r"holds hosts that no fabric made; .*--state-dir"):
+        with pytest.raises(UsageError, match=r"no `architect up` has made it, and its hosts would be .*--state-dir"):
             machine_namespace.run(lambda call=call: asyncio.run(call()))  # type: ignore[misc]
     assert [str(path.relative_to(state_dir)) for path in state_dir.rglob("*")] == ["hosts", "hosts/mine.txt"]
 

@@ -109,6 +109,13 @@ def test_an_archive_with_one_image_needs_no_name(tmp_path: Path) -> None:
     assert locate(f"docker-archive:{file}:docker.io/library/redis:7") == found
 
 
+def test_what_is_no_archive_is_told_in_a_few_words(tmp_path: Path) -> None:
+    file = tmp_path / "passwd"
+    file.write_text("root:x:0:0:root:/root:/bin/bash\n" * 40)
+    with pytest.raises(InvalidImageError, match="is not a docker archive: it is no tar file; "):
+        locate(f"docker-archive:{file}")
+
+
 def test_an_archive_with_several_images_needs_one(tmp_path: Path) -> None:
     file = archive(tmp_path / "a.tar", ("redis:7",), ("me/app:latest",))
     with pytest.raises(InvalidImageError, match="it holds 2 images; add one of their names after a colon: redis:7, me/app:latest"):

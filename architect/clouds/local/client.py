@@ -49,11 +49,8 @@ async def up(hosts: int, state_dir: Path, progress: Tell, options: LocalOptions 
         HostError: this machine cannot; names what is missing.
         UnavailableError: something does not get ready; names it and its log.
     """
-    if not 0 <= hosts <= HOSTS_MAX:
-        raise UsageError(f"{hosts} hosts", f"a local fabric has 0 to {HOSTS_MAX}", "give --hosts 3")
+    check_wish(hosts, state_dir)
     folder = state_folder(state_dir)
-    _check_ours(folder)
-    check_machine()
     _make_folder(folder)
     async with _changing(folder):
         was_there = read_record(folder.record) is not None
@@ -71,6 +68,21 @@ async def up(hosts: int, state_dir: Path, progress: Tell, options: LocalOptions 
         "hosts": [host.name for host in status.hosts],
         "state_dir": status.state_dir,
     }
+
+
+def check_wish(hosts: int, state_dir: Path) -> None:
+    """Return if `up` can have that; what is made for it beforehand may take minutes.
+
+    Raises: as `up`.
+    """
+    if not 0 <= hosts <= HOSTS_MAX:
+        raise UsageError(f"{hosts} hosts", f"a local fabric has 0 to {HOSTS_MAX}", "give --hosts 3")
+    folder = state_folder(state_dir)
+    above = next(path for path in (folder.root, *folder.root.parents) if os.path.lexists(path))
+    if not os.path.isdir(above):
+        raise UsageError(f"state folder {folder.root}", f"{above} is not a folder", "give another one with --state-dir")
+    _check_ours(folder)
+    check_machine()
 
 
 async def down(state_dir: Path, progress: Tell) -> dict[str, Any]:
@@ -120,13 +132,15 @@ async def kill(state_dir: Path, host: str) -> dict[str, Any]:
 
 
 async def add_host(state_dir: Path, provider: str, name: str | None = None) -> dict[str, Any]:
-    """Make another host and wait until its agent is ready; returns the host. A name that exists with this provider is that host.
+    """Make another host and wait until its agent is ready; returns the host, and under `is_new` whether it was made now: a name
+    that exists with this provider is that host.
 
     Raises:
         UsageError, ConflictError, CapacityError: no such provider or name, the name is another one's, or no room.
     """
     async with _supervisor(state_folder(state_dir)) as channel:
-        return _plain(await _ask(channel, say.AddHost(provider, name or "")))
+        added = await _ask(channel, say.AddHost(provider, name or ""))
+        return _plain(added.host) | {"is_new": added.is_new}
 
 
 async def remove_host(state_dir: Path, host: str) -> dict[str, Any]:
@@ -251,8 +265,8 @@ def _check_ours(folder: StateFolder) -> None:
     if foreign:
         raise UsageError(
             f"state folder {folder.root}",
-            f"holds {', '.join(foreign)} that no fabric made",
-            "give a folder of its own with --state-dir",
+            f"no `architect up` has made it, and its {' and '.join(foreign)} would be removed with a fabric",
+            "give a fabric's own folder with --state-dir",
         )
 
 

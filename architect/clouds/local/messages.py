@@ -39,7 +39,7 @@ class KillHost(_Message, frozen=True):
 
 
 class AddHost(_Message, frozen=True):
-    """Make a host. `name` "" takes the provider's next number. Streams `Progress`, answers `HostStatus` when its agent is ready."""
+    """Make a host. `name` "" takes the provider's next number. Streams `Progress`, answers `HostAdded` when its agent is ready."""
 
     provider: str
     name: str = ""
@@ -84,6 +84,13 @@ class HostStatus(_Message, frozen=True):
     notice: NoticeStatus | None = None
 
 
+class HostAdded(_Message, frozen=True):
+    """The host that was asked for; `is_new` is false where it was there already."""
+
+    host: HostStatus
+    is_new: bool
+
+
 class FabricStatus(_Message, frozen=True):
     """The fabric."""
 
@@ -112,6 +119,7 @@ LocalMessage = (
     | StopSupervisor
     | Progress
     | HostStatus
+    | HostAdded
     | FabricStatus
     | Done
 )

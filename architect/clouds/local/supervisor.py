@@ -124,7 +124,7 @@ class Supervisor:
             case say.StopSupervisor():
                 asyncio.get_running_loop().call_later(FAREWELL_S, self.stopped.set)
                 return say.Done()
-            case say.Progress() | say.HostStatus() | say.FabricStatus() | say.Done():
+            case say.Progress() | say.HostStatus() | say.HostAdded() | say.FabricStatus() | say.Done():
                 raise UnavailableError("local supervisor", "was sent an answer", "report this as a defect")
             case _:
                 assert_never(request)
@@ -137,12 +137,13 @@ class Supervisor:
         await self._readiness.wait_ready(self._options.ready_timeout_s, partial(tell, call))
         return self._status()
 
-    async def _add(self, provider: str, name: str, call: Call | None) -> say.HostStatus:
+    async def _add(self, provider: str, name: str, call: Call | None) -> say.HostAdded:
         async with self._adding:
+            is_new = name not in self._store.record.hosts
             host = await self._hosts.create(provider, name)
-        await tell(call, f"host {host.name} made")
+        await tell(call, f"host {host.name} {'made' if is_new else 'is there already'}")
         await self._readiness.wait_ready(self._options.ready_timeout_s, partial(tell, call))
-        return self._host_status(self._store.record.hosts.get(host.name, host))
+        return say.HostAdded(self._host_status(self._store.record.hosts.get(host.name, host)), is_new)
 
     async def _destroy(self, name: str, *, gently: bool) -> say.Done:
         self._store.host(name)

@@ -27,10 +27,11 @@ class HandoverLimits(msgspec.Struct, frozen=True):
     `status_hold_s` is how long pages and blocks are kept for a target that took the VM over and cannot be reached: it may return,
     and nobody else has them. `seen_timeout_s` is how long the destruction of the source's copy is put off for the guest to be seen
     at the target: its work is not to take the CPU from that, where they share one. `leftover_timeout_s` is how long a target that
-    is asked to take a VM waits to find what it has of an earlier attempt, and again for the end of that: in all less than
-    the source waits for the answer to `Prepare`. A target looks every `source_look_s` whether it still reaches its source; of one
-    that it has not heard for `silent_s_min` it tells users, and believes the fabric's word that its host is gone for good, which
-    holds for `gone_word_s`. `unreached_s_max` is longer than a source keeps anything.
+    is asked to take a VM waits to find what it has of an earlier attempt, and again for the end of that; with what the
+    ownership log takes it is `leftovers_timeout_s` at most, less than the source waits for the answer to `Prepare`. A target looks
+    every `source_look_s` whether it still reaches its source; of one that it has not heard for `silent_s_min` it tells users, and
+    believes the fabric's word that its host is gone for good, which holds for `gone_word_s`. `unreached_s_max` is longer than a
+    source keeps anything.
     """
 
     pause_budget_s: float = 0.010
@@ -66,6 +67,7 @@ class HandoverLimits(msgspec.Struct, frozen=True):
     verify_bytes_per_s: float = 100e6
     cleanup_timeout_s: float = 5.0
     leftover_timeout_s: float = 4.0
+    leftovers_timeout_s: float = 8.0
     source_look_s: float = 1.0
     silent_s_min: float = 5.0
     gone_word_s: float = 10.0

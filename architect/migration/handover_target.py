@@ -203,10 +203,27 @@ class HandoverTarget:
         return SessionSetting(host, address, ports, self._agent, self._clock, self._limits, writer, recovers)
 
     async def _clear_the_way(self, request: Prepare) -> None:
-        """End an earlier attempt at this VM; the ownership log says whether that is safe, not its time-outs (`leftover`).
+        """End an earlier attempt at this VM, in less time than the source waits for the answer to `Prepare`.
+
+        Raises: as `_end_leftovers`.
+            UnavailableError: it takes longer.
+        """
+        bound_s = self._limits.leftovers_timeout_s
+        try:
+            async with asyncio.timeout(bound_s):
+                await self._end_leftovers(request)
+        except TimeoutError as error:
+            cause = f"what host {self.facts.name} has of an earlier move of it could not be ended in {bound_s:g} s"
+            raise UnavailableError(
+                f"vm {request.spec.id}", cause, "see whether its ownership log answers, and try again"
+            ) from error
+
+    async def _end_leftovers(self, request: Prepare) -> None:
+        """As `_clear_the_way`; the ownership log says whether that is safe, not its time-outs (`leftover`).
 
         Raises:
             ConflictError: it may still take over, or has; or who asks does not own the VM, or not by the newest record.
+            UnavailableError: the log does not tell.
         """
         vm, patience_s = request.spec.id, self._limits.leftover_timeout_s
         try:

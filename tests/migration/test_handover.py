@@ -8,10 +8,12 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import pytest
 
-from architect.errors import ArchitectError, ConflictError, IncompatibleError, NotFoundError, PeerError
+from architect.errors import ArchitectError, ConflictError, IncompatibleError, NotFoundError, PeerError, UnavailableError
 from architect.migration import HandoverSource, HandoverTarget, TargetPorts, error_of_report
 from architect.model.handover_state import HandoverState, MigrationMode
-from architect.model.ids import HostName, MigrationId
+from architect.model.ids import HostName, MigrationId, VmId
+from architect.model.ownership import OwnershipRecord
+from architect.testing.sim_agent_moves import RECORD_TIMEOUT_S
 from architect.testing.sim_scenario import draw_scenario
 from architect.testing.simulator import VM, Simulation
 from architect.testing.virtual_clock import VirtualLoop, run_virtual
@@ -428,6 +430,35 @@ def test_a_host_that_does_not_own_the_vm_ends_no_move_by_asking_for_another() ->
         with pytest.raises(ConflictError, match="it is host h1's, not host h3's to move"):
             await fabric.target().prepare(stranger)
         assert (await moving).state is HandoverState.DONE
+
+    play(test)
+
+
+def test_a_target_whose_ownership_log_hangs_refuses_a_retry_before_its_source_has_given_up_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test(fabric: Fabric) -> None:
+        moving = asyncio.create_task(fabric.ask(fabric.request(1)))
+        await asyncio.sleep(0.2)
+        fabric.network.cut("h1", "h2", 20)  # what has begun stays as it is
+        agent = fabric.hosts["h2"].agent
+        assert agent is not None
+        limits, answered = fabric.hosts["h2"].limits, agent.moves.latest_record
+
+        async def find_late(_: VmId) -> None:
+            await asyncio.sleep(limits.leftover_timeout_s - 0.5)
+
+        async def answer_late(vm: VmId) -> OwnershipRecord | None:
+            await asyncio.sleep(RECORD_TIMEOUT_S - 0.1)
+            return await answered(vm)
+
+        monkeypatch.setattr(agent.moves, "wait_known", find_late)
+        monkeypatch.setattr(agent.moves, "latest_record", answer_late)
+        again = Prepare(MigrationId("mig-000000000002"), fabric.vm.spec, 1, fabric.hosts["h1"].facts, MigrationMode.AUTO)
+        async with asyncio.timeout(limits.machine_timeout_s):
+            with pytest.raises(UnavailableError, match="host h2 has of an earlier move of it could not be ended in 8 s"):
+                await fabric.target().prepare(again)
+        assert (await moving).state.is_terminal and len(fabric.vm.running()) == 1
 
     play(test)
 

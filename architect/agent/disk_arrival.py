@@ -62,6 +62,7 @@ class DiskArrival:
                 await self._complete()
                 return
             except ArchitectError as error:
+                _check_wanted()
                 await self._take_up(error)
 
     async def _complete(self) -> None:
@@ -91,6 +92,7 @@ class DiskArrival:
                 _log.warning("vm %s: its disk comes over another connection", self._vm)
                 return
             except ArchitectError as again:
+                _check_wanted()
                 error = again
             await self._clock.sleep(RETRY_S)
         raise self._lost(f"its QEMU has ended; at last: {error.cause}") from error
@@ -98,3 +100,10 @@ class DiskArrival:
     def _lost(self, cause: str) -> LostError:
         where = f"blocks of it are still at host {self._source} and cannot be had"
         return LostError(f"disk of vm {self._vm}", f"{where} ({cause})", f"see host {self._source}")
+
+
+def _check_wanted() -> None:
+    """An error of what was cleaned up must not hide that this was cancelled: it would go on for ever."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

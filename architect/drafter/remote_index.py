@@ -37,7 +37,8 @@ _INDEX_ENTRY_BYTES = 16  # 8, or 16 with subclusters
 
 
 async def load_index(machine: Machine, node: str) -> None:
-    """Have QEMU read the whole index of the qcow2 `node`, which keeps it. Repeatable.
+    """Have QEMU read the whole index of the qcow2 `node`, which keeps it. Repeatable. Cancelled, it ends at once: what is offered
+    then is taken back by who comes next, or goes with QEMU, which may not answer.
 
     Raises:
         HostError: a part of it cannot be read, or does not come.
@@ -53,11 +54,12 @@ async def load_index(machine: Machine, node: str) -> None:
                 await _read_sectors(reader, writer, places[first : first + _AT_ONCE])
     except TimeoutError as error:
         machine.disk_links.cut(file_of(node))  # or QEMU would wait for it when the export ends
+        await stop_exports(machine)
         raise _unreadable(machine, f"nothing came for {SILENCE_S:g} s") from error
     except (OSError, EOFError, nbd.NbdError) as error:
-        raise _unreadable(machine, str(error)) from error
-    finally:
         await stop_exports(machine)
+        raise _unreadable(machine, str(error)) from error
+    await stop_exports(machine)
 
 
 def _unreadable(machine: Machine, cause: str) -> HostError:

@@ -89,42 +89,35 @@ def test_a_vm_moves_once_at_a_time_and_only_to_a_host_that_can_take_it(rig: Fabr
     faults.assert_clean(name, vm, "")
 
 
-def test_a_full_host_and_one_that_is_gone_are_refused_by_name(rig: FabricRig, faults: FaultRig, busybox: str) -> None:
+def test_a_full_host_and_one_that_is_gone_are_refused_by_name_and_a_vm_waits_for_what_is_there_until_it_is_gone(
+    rig: FabricRig, faults: FaultRig, busybox: str
+) -> None:
     rig.json("host", "add", "--provider", "aws", "--name", "doomed", timeout_s=180)
     free = next(host["memory_free_bytes"] for host in rig.json("host", "ls") if host["name"] == "doomed")
     rig.run(busybox, "filler", "--host", "doomed", "--memory", f"{(free >> 20) - 100}M", "--publish", "7778:7777", *TICKS)
     vm = rig.run(busybox, "steady", "--host", SOURCE, "--publish", "7777:7777", *TICKS)["id"]
+    torn = rig.run(busybox, "torn", "--host", "doomed", "--memory", "96M", "--publish", "7779:7777", *TICKS)["id"]
     full = rig.command("migrate", "steady", "--to", "doomed")
     assert (full.returncode, "doomed has" in full.stderr) == (5, True), full.stderr
-    rig.json("local", "kill", "doomed")
-    rig.wait("it is missed", lambda: any(host["name"] == "doomed" and host["state"] == "lost" for host in faults.read("hosts")))
-    gone = rig.command("migrate", "steady", "--to", "doomed")
-    assert (gone.returncode, "not connected" in gone.stderr) == (7, True), gone.stderr
+    with faults.cut_during("torn", "doomed", TARGET, "source-serve", "postcopy") as move:
+        reason = "still at host doomed, which has not been reached since"
+        rig.wait("it is seen to wait", lambda: reason in rig.inspect("torn")["reason"])
+        waits = [event for event in faults.read_lines("events") if (event["vm"], event["kind"]) == ("torn", "vm-waits")]
+        assert len(waits) == 1 and waits[0]["host"] == TARGET, waits
+        assert not move.has_ended and rig.machine_processes(torn)
+        rig.json("local", "kill", "doomed")
+        rig.wait("it is missed", lambda: any(host["name"] == "doomed" and host["state"] == "lost" for host in faults.read("hosts")))
+        gone = rig.command("migrate", "steady", "--to", "doomed")
+        assert (gone.returncode, "not connected" in gone.stderr) == (7, True), gone.stderr
+        status, words = move.outcome()
+        assert (status, "is gone: its provider has it no more" in words) == (11, True), words
+        faults.assert_lost("torn", torn, "still at host doomed", "is gone: its provider has it no more")
     rig.wait("its VM is lost", lambda: faults.state("filler") == "lost")
     assert "doomed vanished without notice (its provider has it no more)" in rig.inspect("filler")["reason"]
     assert faults.assert_lives("steady", vm) == SOURCE
     for name in ("filler", "steady"):
         rig.remove(name)
     rig.json("host", "rm", "doomed")
-
-
-def test_a_vm_whose_source_cannot_be_reached_waits_and_is_lost_when_the_source_is_gone_for_good(
-    rig: FabricRig, faults: FaultRig, busybox: str
-) -> None:
-    rig.json("host", "add", "--provider", "aws", "--name", "brief", timeout_s=180)
-    vm = rig.run(busybox, "torn", "--host", "brief", "--publish", "7777:7777", *TICKS)["id"]
-    with faults.cut_during("torn", "brief", TARGET, "source-serve", "postcopy") as move:
-        rig.wait(
-            "it is seen to wait", lambda: "still at host brief, which has not been reached since" in rig.inspect("torn")["reason"]
-        )
-        waits = [event for event in faults.read_lines("events") if (event["vm"], event["kind"]) == ("torn", "vm-waits")]
-        assert len(waits) == 1 and waits[0]["host"] == TARGET, waits
-        assert not move.has_ended and len(rig.machine_processes(vm)) >= 1
-        rig.json("local", "kill", "brief")
-        status, words = move.outcome()
-        assert (status, "is gone: its provider has it no more" in words) == (11, True), words
-        faults.assert_lost("torn", vm, "still at host brief", "is gone: its provider has it no more")
-    rig.json("host", "rm", "brief")
 
 
 def test_a_preempted_host_without_a_target_tells_so_and_is_emptied_when_one_appears(

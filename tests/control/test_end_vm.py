@@ -15,17 +15,20 @@ from architect.model.endpoints import Publish
 from architect.model.handover_state import HandoverState
 from architect.model.ids import HostName
 from architect.model.vm_state import VmState
+from architect.testing.fake_agent import MOVE_STEPS
 from tests.control.rig import Rig, ended, id_of, rig, simulate
 
 WEB = (Publish(8080, 80),)
 
 
 async def held_move(one: Rig, state: HandoverState) -> tuple[Follower, asyncio.Event]:
-    """Run `web` on aws-1 and move it to gcp-1 up to that state: how the move ends, and what lets it go on from there."""
+    """Run `web` on aws-1 and move it to gcp-1, until it waits before that state: how the move ends, and what lets it go on."""
     gate = one.world.hold[state] = asyncio.Event()
     await one.run("web", host="aws-1")
     _, follower = await migrate_vm(one.control.fabric, MoveWish("web", "gcp-1"))
     await asyncio.sleep(0.5)
+    before = (HandoverState.PLANNED, *MOVE_STEPS)[MOVE_STEPS.index(state)]
+    assert [move.report.state for move in one.world.moves.values()] == [before]
     return follower, gate
 
 
@@ -172,10 +175,14 @@ def test_a_stop_after_the_cut_waits_for_the_move_and_stops_the_vm_at_the_target(
 def test_a_removal_by_force_gives_the_move_up_too(tmp_path: Path) -> None:
     async def test() -> None:
         async with rig(tmp_path, "aws-1", "gcp-1") as one:
-            await held_move(one, HandoverState.PRECOPY)
+            follower, _ = await held_move(one, HandoverState.PRECOPY)
             await remove_vm(one.control.fabric, "web", force=True)
             assert not one.control.fabric.book.vms
             assert not [vm for agent in one.world.agents.values() for vm in agent.vms]
+            move = await ended(follower)
+            assert (move.outcome, move.reason) == ("failed", "it is to be removed")
+            (at_source,) = (each.report for each in one.world.moves.values())
+            assert (at_source.state, at_source.reason) == (HandoverState.FAILED, "it is to be removed")
 
     simulate(test())
 

@@ -1,10 +1,11 @@
-"""How long each action of a source, and of a target, may take before it counts as failed."""
+"""How long each action of a source, and of a target, may take before it counts as failed, and how long its questions may be."""
 
 from __future__ import annotations
 
 from architect.migration.handover_plan import HandoverLimits, HandoverPlan
 from architect.migration.source_steps import Action, SourceStep
 from architect.migration.target_engine import TargetAction, TargetState
+from architect.runtime.part_size import PartBounds
 
 
 def action_bound_s(action: Action, step: SourceStep, plan: HandoverPlan) -> float:
@@ -49,6 +50,15 @@ def target_bound_s(action: TargetAction, state: TargetState, limits: HandoverLim
             return limits.machine_timeout_s + state.request.spec.machine.memory_bytes / limits.verify_bytes_per_s
         case _:
             return limits.machine_timeout_s
+
+
+def part_bounds(bytes_max: int) -> PartBounds:
+    """Bytes of a base disk or an output log in one question to the target's agent, which is answered before the next is asked.
+
+    On a slow or shared link a long one would hold up what is asked behind it on the same connection (whether the target is alive,
+    or the abort) until that counts as unanswered.
+    """
+    return PartBounds(first=256 << 10, least=32 << 10, most=bytes_max, quick_s=0.1, slow_s=0.5)
 
 
 def verify_bound_s(plan: HandoverPlan) -> float:

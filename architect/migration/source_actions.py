@@ -7,13 +7,12 @@ import contextlib
 from collections.abc import Awaitable, Callable
 
 from architect.errors import ArchitectError, HandoverError, LostError, UnavailableError
-from architect.migration.action_bounds import action_bound_s, verify_bound_s
+from architect.migration.action_bounds import action_bound_s, part_bounds, verify_bound_s
 from architect.migration.copy_looks import CopyLooks
 from architect.migration.found_vm import abort_record
 from architect.migration.handover_plan import HandoverPlan, MemoryCut, MemoryProgress, MirrorProgress, RoundStats
 from architect.migration.handover_report import HandoverFigures
 from architect.migration.link_rate import LinkSample
-from architect.migration.part_size import PartSize
 from architect.migration.peer_link import PeerLink
 from architect.migration.ports import MIRROR_TUNNEL as MIRROR_TUNNEL
 from architect.migration.ports import POSTCOPY_TUNNEL as POSTCOPY_TUNNEL
@@ -33,6 +32,7 @@ from architect.migration.source_steps import Action, Effect, SourceStep
 from architect.model.handover_state import HandoverState
 from architect.model.ownership import RecordKind
 from architect.runtime.clock import Clock
+from architect.runtime.part_size import PartSize
 from architect.wire.agent_messages import MoveDecision
 from architect.wire.framing import BODY_BYTES_MAX
 from architect.wire.migration_messages import (
@@ -74,7 +74,7 @@ class SourceActions:
         self._mirror: MirrorProgress | None = None
         self._round_bytes = self._round_saved = 0
         self._log_sent = 0
-        self._part = PartSize(plan.limits.part_bytes)
+        self._part = PartSize(part_bounds(plan.limits.part_bytes))
         self._device_state = b""
         self._cut: MemoryCut | None = None
         self._full_hash = ""
@@ -166,7 +166,7 @@ class SourceActions:
     async def _send_base(self, _: SourceState) -> None:
         base, offset = self._plan.spec.base, self._base_bytes
         while offset < base.size_bytes:
-            data = await self._ports.bases.read(base.digest, offset, self._part.bytes)
+            data = await self._ports.bases.read(base.digest, offset, self._part.next)
             if not data:
                 raise HandoverError(f"base disk {base.digest[:12]}", f"ends at {offset} bytes here", "move the VM once it is whole")
             await self._send_part(BasePart(self._plan.migration, offset), data)
@@ -263,7 +263,7 @@ class SourceActions:
         """Send the VM's output until at most `left_bytes` of what exists now are left."""
         size = await self._ports.log.size()
         while size - self._log_sent > left_bytes:
-            data = await self._ports.log.read(self._log_sent, self._part.bytes)
+            data = await self._ports.log.read(self._log_sent, self._part.next)
             if not data:
                 return
             await self._send_part(LogPart(self._plan.migration, self._log_sent), data)

@@ -18,8 +18,8 @@ import numpy as np
 
 from architect.model.handover_span import Side, Span
 from architect.model.sizes import PAGES_PER_EXTENT
+from architect.runtime.part_size import PartBounds, PartSize
 from architect.silo.dirty_log import DirtyLog
-from architect.silo.frame_size import FrameSize
 from architect.silo.memory_errors import MemoryStateError
 from architect.silo.memory_messages import Cut, RoundStats, Served, SourceOptions
 from architect.silo.merkle import HashTree
@@ -30,12 +30,15 @@ from architect.silo.postcopy_source import PostcopySource
 from architect.silo.ram_file import RamFile
 from architect.silo.rate_limit import RateLimit
 from architect.silo.source_streams import SourceStreams
-from architect.silo.stream_messages import Hurry, Missing
+from architect.silo.stream_messages import FRAME_PAGES, FRAME_PAGES_MAX, Hurry, Missing
 from architect.silo.urgent_thread import urgent
 
 CONSUMER = "move"
 STRIPE_PAGES = 1024
 PARALLEL_PAGES_MIN = 256
+FRAME_BOUNDS = PartBounds(first=FRAME_PAGES, least=FRAME_PAGES, most=FRAME_PAGES_MAX, quick_s=0.010, slow_s=0.040)
+"""Pages a frame. One costs the interpreter the same whatever it carries (docs/protocols/memory-process.md); but a copy is stopped,
+and limited, between frames only."""
 
 
 class SourceSession:
@@ -225,11 +228,11 @@ class SourceSession:
         self._streams.each(send)
 
     def _send_batches(self, sender: PageSender, pages: Pages, deadline_s: float | None) -> None:
-        size, at, sent_s = FrameSize(), 0, time.monotonic()
+        size, at, sent_s = PartSize(FRAME_BOUNDS), 0, time.monotonic()
         while at < len(pages):
             if self._stop.is_set() or (deadline_s is not None and sent_s > deadline_s):
                 return
-            batch = np.sort(pages[at : at + size.pages])
+            batch = np.sort(pages[at : at + size.next])
             self._map.remove(batch)
             self._announced.remove(batch)
             sender.send(batch)

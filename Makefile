@@ -24,9 +24,7 @@ packages:
 venv: $(VENV)/.done
 
 $(VENV)/.done: pyproject.toml setup.py $(wildcard native/*.c native/Makefile native/*/*.c native/*/*.h architect/conduit/bpf/*.c architect/conduit/bpf/*.h)
-	@echo "setup: virtual environment and C parts in $(VENV) (a minute or two the first time)"
-	@test -x $(PYTHON) || python3 -m venv $(VENV)
-	@$(VENV)/bin/pip --quiet --disable-pip-version-check install --config-settings editable_mode=compat --editable '.[dev]'
+	@./tools/venv.sh $(VENV)
 	@touch $@
 
 demo: setup

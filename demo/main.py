@@ -72,7 +72,7 @@ async def _demo(state_dir: Path, hops: int, notice_s: float) -> int:
         image = await asyncio.to_thread(demo_image, OUT / "image")
         await fabric.down()
         try:
-            say("starting the fabric: three hosts, an edge, a control plane")
+            say("starting the fabric: three hosts, an edge, a control plane (the first time the guests' kernel is made ready, too)")
             up = await fabric.up(3)
             report, picture = await _show(fabric, up, image, hops, notice_s)
         finally:

@@ -23,8 +23,9 @@ if [ "$(id -u)" -ne 0 ]; then
   echo "setup: ${missing[*]}: not installed; run this as root, or: apt-get install ${missing[*]}" >&2
   exit 1
 fi
-echo "setup: installing packages: ${missing[*]}"
+echo "setup: installing packages (the first time a minute to five, as network and machine are): ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
+echo "setup:   reading the package lists"
 apt-get update -qq
 # No service of these packages is to start: policy-rc.d says so while we install, and is put back afterwards.
 policy=/usr/sbin/policy-rc.d
@@ -33,4 +34,16 @@ if [ ! -e "$policy" ]; then
   chmod +x "$policy"
   trap 'rm -f "$policy"' EXIT
 fi
-apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null 2> >(grep -v "invoke-rc.d\|runlevel" >&2)
+apt-get install -y -q --no-install-recommends "${missing[@]}" 2> >(grep -v "invoke-rc.d\|runlevel" >&2) |
+  {
+    all=some fetched=0 installed=0
+    while read -r line; do
+      case $line in
+        *" newly installed, "*) all=${line#*, } all=${all%% *} ;;
+        "Need to get "*) size=${line#Need to get } && echo "setup:   fetching $all packages, ${size% of archives*}" ;;
+        Get:*) fetched=$((fetched + 1)) && if ((fetched % 10 == 0)); then echo "setup:   fetched $fetched of $all"; fi ;;
+        "Setting up "*) installed=$((installed + 1)) && if ((installed % 10 == 0)); then echo "setup:   installed $installed of $all"; fi ;;
+      esac
+    done
+  }
+echo "setup: packages are there"

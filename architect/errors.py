@@ -183,5 +183,17 @@ def first_error(errors: BaseException) -> BaseException:
     return errors
 
 
+def described(error: BaseException, thing: str) -> ArchitectError:
+    """What went wrong, as an error of ours: the first of a task group's. What the system refused is the host's, others defects."""
+    match first := first_error(error):
+        case ArchitectError():
+            return first
+        case OSError():
+            where = f": {first.filename}" if first.filename else ""
+            return HostError(thing, f"{first.strerror or type(first).__name__}{where}", "see the host's disks, limits and logs")
+        case _:
+            return InternalError(thing, f"{type(first).__name__}: {first}", "report this as a defect")
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())

@@ -82,9 +82,11 @@ class Bases:
             putting = asyncio.ensure_future(self._parts.put(part))
             await asyncio.wait((putting, self._importing), return_when=asyncio.FIRST_COMPLETED)
             putting.cancel()
-        if is_last or self._importing.done():
+        if is_last:
             importing, self._importing, self._parts = self._importing, None, None
             await importing
+        elif self._importing.done():  # it has failed; or another move has brought the base meanwhile, and the rest is let pass
+            self._importing.result()
 
     async def _give_up(self) -> None:
         if self._importing is not None:

@@ -15,10 +15,10 @@ from architect.errors import (
     ArchitectError,
     ConflictError,
     IncompatibleError,
-    InternalError,
     NotFoundError,
     PeerError,
     UnavailableError,
+    described,
 )
 from architect.migration.compatibility import check_target
 from architect.migration.ended_handover import EndedHandover
@@ -291,10 +291,8 @@ class TargetConnection:
         """The answer, or the error as a value: a task of the service never raises, or it would take the others with it."""
         try:
             return await self._serve(message, body)
-        except ArchitectError as error:
-            return error
         except Exception as error:  # a defect must not end other VMs' handovers
-            return InternalError(f"handover {message.migration}", f"{type(error).__name__}: {error}", "report this as a defect")
+            return described(error, f"handover {message.migration}")
 
     async def _serve(self, message: TargetRequest, body: bytes) -> Any:
         if isinstance(message, Prepare):

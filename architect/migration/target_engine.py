@@ -21,7 +21,7 @@ from typing import assert_never
 
 import msgspec
 
-from architect.errors import ArchitectError, HandoverError, LostError
+from architect.errors import ArchitectError, HandoverError, LostError, first_error
 from architect.migration.handover_plan import HandoverLimits
 from architect.model.handover_state import HandoverState
 from architect.model.ownership import OwnershipRecord, RecordKind
@@ -193,9 +193,7 @@ class Failed(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, errors: BaseExceptionGroup[ArchitectError]) -> Failed:
         """By the first of the errors of what ran side by side."""
-        first: BaseException = errors
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
+        first = first_error(errors)
         assert isinstance(first, ArchitectError)
         return cls(first.code, f"{first.thing}: {first.cause}")
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from architect.errors import ArchitectError, ConflictError, HandoverError, InternalError, PeerError, UnavailableError, remote_error
+from architect.errors import ArchitectError, ConflictError, HandoverError, PeerError, UnavailableError, described, remote_error
 from architect.migration.action_bounds import target_bound_s
 from architect.migration.ended_handover import EndedHandover
 from architect.migration.handover_plan import HandoverLimits
@@ -269,7 +269,8 @@ class TargetSession:
             failed = Failed.of(errors)
             results = [Failed(failed.code, self._ended_by_itself or self._with_shortage(failed.reason))]
         except* Exception as errors:
-            results = [Failed(InternalError.code, f"{errors.exceptions[0]!r}")]
+            defect = described(errors, self._thing)
+            results = [Failed(defect.code, self._with_shortage(f"{defect.thing}: {defect.cause}"))]
         # An abort that came meanwhile has moved the state on already; what was performed is undone with the rest.
         if self._state is state:
             self._state = advance(state, next((event for event in results if event is not None), Performed()))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import msgspec
 
-from architect.errors import ArchitectError, InternalError, remote_error
+from architect.errors import ArchitectError, described, remote_error
 
 ITEMS_IN_FLIGHT_MAX = 256
 
@@ -71,10 +71,9 @@ Envelope = Request | Item | Credit | Answer | Failure | Cancel | Note
 
 
 def failure_of(call: int, error: BaseException) -> Failure:
-    """The Failure that reports `error`; what is not ours is reported as a defect, by class and text."""
-    if not isinstance(error, ArchitectError):
-        error = InternalError("request", f"{type(error).__name__}: {error}", "report this as a defect")
-    return Failure(call, error.code, error.thing, error.cause, error.next_step)
+    """The Failure that reports `error`, what is not ours as `described`."""
+    told = described(error, "request")
+    return Failure(call, told.code, told.thing, told.cause, told.next_step)
 
 
 def error_of(failure: Failure) -> ArchitectError:

@@ -31,7 +31,7 @@ from architect.migration.source_engine import (
     hurried,
 )
 from architect.migration.source_ports import Handover
-from architect.migration.source_steps import SIDE_OF, STANDING, TOLERATED, WATCHED, Action, Effect, SourceStep
+from architect.migration.source_steps import SIDE_OF, STANDING, TOLERATED, UNTOLD, WATCHED, Action, Effect, SourceStep
 from architect.model.handover_span import Side
 from architect.runtime.clock import Clock, Entropy
 from architect.wire.agent_messages import MigrationReport
@@ -123,6 +123,8 @@ class HandoverDriver:
             self._state = begun(self._state, self._clock.monotonic_s())
             with self._figures.step(self._step_name()):
                 event = await self._perform_step(actions, link)
+            if isinstance(event, Failed) and self._state.undo and self._state.undo[0] in UNTOLD:
+                self._notes.append(f"{self._state.undo[0].value}: {event.reason}")
             self._state = advance(self._state, event, self._clock.monotonic_s())
             if self._state.step.is_terminal and self._state.code:
                 await self._name_the_cause(actions)

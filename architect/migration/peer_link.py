@@ -27,6 +27,10 @@ class PeerLostError(UnavailableError):
     code = "peer-lost"
 
 
+SILENCES = frozenset((UnavailableError.code, OutcomeUnknownError.code, PeerLostError.code))
+"""The errors of a peer that has not answered."""
+
+
 class PeerLink:
     """At most one open connection to the target's agent."""
 

@@ -13,7 +13,7 @@ from architect.migration.found_vm import abort_record
 from architect.migration.handover_plan import HandoverPlan, MemoryCut, MemoryProgress, MirrorProgress, RoundStats
 from architect.migration.handover_report import HandoverFigures
 from architect.migration.link_rate import LinkSample
-from architect.migration.peer_link import PeerLink
+from architect.migration.peer_link import SILENCES, PeerLink
 from architect.migration.ports import MIRROR_TUNNEL as MIRROR_TUNNEL
 from architect.migration.ports import POSTCOPY_TUNNEL as POSTCOPY_TUNNEL
 from architect.migration.ports import decided_record
@@ -392,8 +392,9 @@ class SourceActions:
             status = await self._link.ask(Abort(self._plan.migration, state.reason), TargetStatus)
             self.ended_at_target = status.ended
         except ArchitectError as error:
-            if error.code != "not-found":
-                raise
+            has_refused = state.outside is HandoverState.PREPARING and state.code not in SILENCES
+            if error.code != "not-found" or not has_refused:
+                raise  # who knows nothing of a move that it had taken has only just started, and may take it up yet
             return None
         news = status.reason.removeprefix(state.reason).removeprefix("; ")
         return TargetSaid(news) if news and news not in state.reason else None

@@ -8,6 +8,7 @@ What must always hold, and is asserted here:
   the VM back by a further record, because its machine died before it was ever told to run. So the copy here is kept until the
   target has said that the VM runs there.
 - Whatever was begun is undone on failure (`source_steps.UNDO`), and no failed undo stops the ones after it.
+- A move that fails without the target's word uses up its number, last of all: an agent of the target may create the record later.
 
 The driver calls `actions_of`, `begun`, performs, and gives the outcome to `advance`.
 """
@@ -30,6 +31,7 @@ from architect.migration.source_steps import (
     INSISTED,
     ORDER,
     UNDO,
+    UNTOLD,
     Action,
     Effect,
     SourceStep,
@@ -362,14 +364,20 @@ def _undo(state: SourceState, code: str, reason: str) -> SourceState:
 
 def _after_undo(state: SourceState, event: SourceEvent) -> SourceState:
     undone, reason, limits = state.undo[0], state.reason, state.plan.limits
-    if isinstance(event, Failed):
-        if undone in INSISTED and state.attempts + 1 < limits.insist_attempts_max:
-            return msgspec.structs.replace(state, attempts=state.attempts + 1)
-        reason = f"{reason}; and {undone.value}: {event.reason}"
-    if isinstance(event, TargetSaid):
-        reason = f"{reason}; {event.words}"
-    rest = state.undo[1:]
-    left = msgspec.structs.replace(state, undo=rest, reason=reason)
+    rest, record = state.undo[1:], state.record
+    match event:
+        case Failed():
+            if undone in INSISTED and state.attempts + 1 < limits.insist_attempts_max:
+                return msgspec.structs.replace(state, attempts=state.attempts + 1)
+            if undone not in UNTOLD:
+                reason = f"{reason}; and {undone.value}: {event.reason}"
+        case TargetSaid(words):
+            reason = f"{reason}; {words}"
+        case RecordKnown(decided):
+            record = decided if decided.host == state.plan.host and decided.kind is not RecordKind.END else record
+    if undone is Action.ABORT_TARGET and record is None and isinstance(event, Failed):
+        rest = (*rest, Action.WRITE_ABORT)
+    left = msgspec.structs.replace(state, undo=rest, reason=reason, record=record)
     return _to(left, SourceStep.UNDO if rest else SourceStep.FAILED)
 
 

@@ -200,6 +200,9 @@ TOLERATED = frozenset(
 INSISTED = frozenset({Action.SET_LOCAL, Action.RESUME, Action.STEER_BACK})
 """Undo actions that are tried again: without them the VM does not run, or cannot be reached."""
 
+UNTOLD = frozenset({Action.ABORT_TARGET, Action.WRITE_ABORT})
+"""Undo actions whose failure is noted, and no part of the reason: the VM runs here, and why the move failed is known already."""
+
 HANDOVER_STATE: dict[SourceStep, HandoverState] = {
     **dict.fromkeys(
         (SourceStep.CONNECT, SourceStep.PREPARE, SourceStep.SEND_BASE, SourceStep.START_TARGET), HandoverState.PREPARING

@@ -268,7 +268,20 @@ def _after_record(state: TargetState, event: RecordKnown) -> TargetState:
     assert state.step is TargetStep.CLAIM, state.step
     if known.owns:
         return _to(known, TargetStep.RESUME)
-    return _undo(known, "aborted", event.why or f"record {record.term} of {record.vm} is {record.kind.value} by {record.host}")
+    return _undo(known, "aborted", event.why or _taken(record))
+
+
+def _taken(record: OwnershipRecord) -> str:
+    """Why the VM is not ours, by the record that has our number."""
+    match record.kind:
+        case RecordKind.ABORT:
+            return f"an attempt to move it was ended just then, and it stays on host {record.host}: move it again"
+        case RecordKind.RUN:
+            return f"host {record.host} has taken it over meanwhile"
+        case RecordKind.END:
+            return "it was ended meanwhile"
+        case kind:
+            assert_never(kind)
 
 
 def _after_failure(state: TargetState, event: Failed) -> TargetState:

@@ -17,6 +17,7 @@ from architect.migration.source_engine import (
     SourceEvent,
     SourceState,
     TargetIs,
+    TargetSaid,
     actions_of,
     advance,
     begun,
@@ -120,6 +121,25 @@ def test_a_failure_before_the_cut_was_sent_undoes_all_that_was_begun_and_writes_
     assert undone == [action for effect, action in UNDO if effect in effects]
     assert SourceStep.RESOLVE not in steps(states)
     assert states[-1].step is SourceStep.FAILED and "something broke" in states[-1].reason
+
+
+def ends_after_abort(state: SourceState, answer: SourceEvent) -> tuple[SourceState, list[Action]]:
+    """The end of a move that fails in `state` and whose target answers that to `Abort`; and what was undone."""
+    state, undone = advance(begun(state, 0), Failed("peer-lost", "the connection has ended"), 0), []
+    while not state.step.is_terminal:
+        undone.append(actions_of(state)[0])
+        event = {Action.ABORT_TARGET: answer, Action.WRITE_ABORT: RecordKnown(record("a", RecordKind.ABORT))}.get(undone[-1])
+        state = advance(state, event or Performed(), 0)
+    return state, undone
+
+
+def test_a_move_that_fails_without_the_targets_word_uses_up_its_number_last_of_all() -> None:
+    copying = next(state for state in walk(SourceState(plan())) if state.step is SourceStep.BULK)
+    end, undone = ends_after_abort(copying, FAILURE)
+    assert undone[-1] is Action.WRITE_ABORT and undone.count(Action.WRITE_ABORT) == 1
+    assert end.step is SourceStep.FAILED and end.reason == "the connection has ended", "what came after is no reason"
+    assert end.record is not None and end.record.term == end.plan.term + 1, "the next move goes from there"
+    assert Action.WRITE_ABORT not in ends_after_abort(copying, TargetSaid("its disk is full"))[1]
 
 
 @pytest.mark.parametrize("seen", walk(SourceState(plan(verify=True))), ids=lambda state: state.step.value)

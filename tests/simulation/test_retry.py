@@ -37,6 +37,22 @@ def test_a_retry_is_taken_as_soon_as_the_killed_agent_is_back(kind: FaultKind) -
     assert failures > 3, "some moves failed and were asked for again"
 
 
+@pytest.mark.parametrize("seed", [8, 9])
+def test_a_target_whose_agent_was_killed_spoils_no_later_move_to_a_third_host(seed: int) -> None:
+    """Its next agent writes the record that keeps the VM at its source while the later move copies."""
+    failures = 0
+    for call in range(1, 40, 4):
+        moves = tuple(msgspec.structs.replace(MOVE, hop=hop, mode=MigrationMode.PRECOPY, retries=0) for hop in (1, 2))
+        fault = Fault(FaultKind.KILL_TARGET_AGENT, 0, call, "before", 60.0, False)
+        result = simulate(msgspec.structs.replace(BASE, seed=seed, pages=256, moves=moves, faults=(fault,)))
+        assert not result.violations, (call, result.violations)
+        first, *rest = result.reports
+        if first.state is HandoverState.FAILED:
+            failures += 1
+            assert [report.state for report in rest] == [HandoverState.DONE], (call, [report.reason for report in rest])
+    assert failures > 3, "some first moves failed"
+
+
 def test_what_retries_do_is_what_the_ownership_model_allows() -> None:
     for call in (4, 16, 25, 31):
         deviation = compare(simulate(struck(FaultKind.KILL_TARGET_AGENT, call, "before")).events, VM, HOSTS[0])

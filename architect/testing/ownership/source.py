@@ -131,7 +131,11 @@ def word_of_target(state: State) -> str:
 
 
 def _undoes(state: State) -> Iterator[Step]:
-    """S keeps the VM: it runs, and the edge is told."""
+    """S keeps the VM: it runs, and the edge is told. Without T's word that it has given up it uses up the move's number."""
+    if len(state.log) == state.base and state.sq == "running" and state.isolated != S:
+        log, _ = create(state.log, ABORT, S, state.base + 1)
+        yield f"S uses up number {state.base + 1}", state._replace(log=log)
+        yield from late(state, ("create", ABORT, S, state.base + 1))
     yield from steer(state, S, (own_term(state, S), S, ""))
     if state.sq == "paused":
         yield "S lets the VM run", state._replace(sq="running", head=state.head if state.n == "runs" else S, fit=False)

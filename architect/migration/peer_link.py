@@ -89,7 +89,7 @@ class PeerLink:
             async with asyncio.timeout(bound_s + 1.0):
                 answer, _ = await self._peer.call_with_body(value, body, timeout_s=bound_s)
         except TimeoutError as error:
-            cause = f"no answer to {type(value).__name__} in {bound_s:g} s"
+            cause = f"has not answered for {bound_s:g} s ({type(value).__name__})"
             raise OutcomeUnknownError(self._thing, cause, "see whether it took effect before a retry") from error
         self._heard_at_s = self._clock.monotonic_s()
         if not isinstance(answer, expected):

@@ -96,7 +96,7 @@ class SourceActions:
                 return await self._table[action](state)
         except TimeoutError as error:
             cause = f"{action.value} took longer than {bound_s:g} s"
-            raise UnavailableError(f"vm {self._plan.vm}", cause, "try the move again, or to another host") from error
+            raise UnavailableError(f"vm {self._plan.spec.request.name}", cause, "try the move again, or to another host") from error
 
     def _make_table(self) -> dict[Action, Callable[[SourceState], Awaitable[SourceEvent | None]]]:
         machine, memory, flows = self._ports.machine, self._ports.memory, self._ports.flows
@@ -349,7 +349,7 @@ class SourceActions:
         status = await self._link.ask(question, TargetStatus, timeout_s=timeout_s)
         if status.state is HandoverState.FAILED:
             # It says that nothing of the VM is there, and yet its record exists.
-            raise LostError(f"vm {self._plan.vm}", status.reason, "see the events of the target host")
+            raise LostError(f"vm {self._plan.spec.request.name}", status.reason, "see the events of the target host")
         return TargetIs(status.state, status.reason, status.resume_time_s > 0)
 
     async def _ask_status(self, state: SourceState) -> SourceEvent:

@@ -388,4 +388,4 @@ class TargetSession:
 
     @property
     def _thing(self) -> str:
-        return f"vm {self.request.spec.id}"
+        return f"vm {self.request.spec.request.name}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from architect.errors import UsageError
-from architect.model.sizes import BANDWIDTH_BYTES_S_MAX, BANDWIDTH_BYTES_S_MIN, parse_size
+from architect.model.sizes import check_bandwidth, parse_size
 from architect.version import VERSION
 
 DEFAULT_STATE_DIR = "/var/lib/architect"
@@ -263,9 +263,7 @@ def _bandwidth(text: str) -> int:
         rate_bytes_s = parse_size(text.removesuffix("/s"))
     except UsageError:
         rate_bytes_s = -1
-    if not BANDWIDTH_BYTES_S_MIN <= rate_bytes_s <= BANDWIDTH_BYTES_S_MAX:
-        raise UsageError(f"--bandwidth {text!r}", "is not in 1M..1T bytes a second", "write for example 200M, or none")
-    return rate_bytes_s
+    return check_bandwidth(rate_bytes_s, repr(text))
 
 
 def _size(option: str) -> Callable[[str], int]:

@@ -27,7 +27,7 @@ from architect.errors import ArchitectError, CapacityError, ConflictError, LostE
 from architect.model.compression import Compression
 from architect.model.handover_state import BEFORE_COMMIT, HandoverState, MigrationMode
 from architect.model.ids import MigrationId, migration_id
-from architect.model.sizes import BANDWIDTH_BYTES_S_MAX, BANDWIDTH_BYTES_S_MIN, format_size
+from architect.model.sizes import check_bandwidth, format_size
 from architect.model.vm_state import VmState
 from architect.policy.evacuation import Move, remaining_s
 from architect.policy.placement import NoRoom, place
@@ -62,9 +62,8 @@ async def migrate_vm(fabric: Fabric, wish: MoveWish) -> tuple[MigrationRecord, F
         CapacityError: the target has no room.
         UnavailableError: source or target is not connected.
     """
-    limit = wish.bandwidth_bytes_s
-    if limit is not None and limit != 0 and not BANDWIDTH_BYTES_S_MIN <= limit <= BANDWIDTH_BYTES_S_MAX:
-        raise UsageError(f"--bandwidth {limit}", "is not in 1M..1T bytes a second", "write for example 200M, or none")
+    if wish.bandwidth_bytes_s:  # 0: none
+        check_bandwidth(wish.bandwidth_bytes_s, wish.bandwidth_bytes_s)
     if wish.verify and wish.mode is MigrationMode.POSTCOPY:
         cause = "a post-copy's memory is never whole at both ends (its root is proved in any case)"
         raise UsageError("--verify", cause, "leave it out, or use --mode precopy")

@@ -36,6 +36,17 @@ def parse_size(text: str, what: str = "size") -> int:
     return int(size_bytes)
 
 
+def check_bandwidth(bytes_s: int, said: object) -> int:
+    """The limit, if it can be one; `said` is how it was written.
+
+    Raises:
+        UsageError: it is too low or too high.
+    """
+    if not BANDWIDTH_BYTES_S_MIN <= bytes_s <= BANDWIDTH_BYTES_S_MAX:
+        raise UsageError(f"--bandwidth {said}", "is not in 1M..1T bytes a second", "write for example 200M, or none")
+    return bytes_s
+
+
 def format_size(size_bytes: float) -> str:
     """A size for people, in binary units: `256.0 MiB`."""
     value = float(size_bytes)

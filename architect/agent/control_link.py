@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from architect.errors import first_error
 from architect.model.config import AgentConfig
 from architect.runtime.redial import redial_forever
 from architect.runtime.rpc import Channel, Handler, open_channel
@@ -59,7 +60,7 @@ class ControlLink:
                 reporting = group.create_task(self._introduce_and_report(channel))
                 running.add_done_callback(lambda _: reporting.cancel())
         except ExceptionGroup as errors:
-            raise errors.exceptions[0] from errors
+            raise first_error(errors) from errors
         finally:
             channel.close()
 

@@ -2,8 +2,8 @@
 
 The blocks come from the source's QEMU through the memory processes of both hosts (`drafter.disk_postcopy`). One of these that is
 killed, or a link that is cut, breaks QEMU's connection; what has not arrived is still there, so the disk is put on another one. The
-guest stands meanwhile if it wants such a block (`agent.disk_watch` lets it go on). However
-long that takes: whether what is missing can come yet is another's question (`migration.source_watch`).
+guest stands meanwhile if it wants such a block (`agent.disk_watch` lets it go on), however long that takes: whether what is missing
+can come yet is another's question (`migration.source_watch`).
 """
 
 from __future__ import annotations

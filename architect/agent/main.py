@@ -25,7 +25,7 @@ from architect.agent.recovery import recover_all
 from architect.agent.service import AgentService
 from architect.agent.vm_table import VmTable
 from architect.clouds import NoticeSource
-from architect.errors import ArchitectError, HostError
+from architect.errors import ArchitectError, HostError, first_error
 from architect.model.config import AgentConfig
 from architect.runtime.config_file import read_config
 from architect.runtime.logging import configure_logging
@@ -92,7 +92,7 @@ async def _serve(host: Host, changed: _Changed) -> None:
             group.create_task(notices.run())
             group.create_task(link.run())
     except ExceptionGroup as errors:
-        raise errors.exceptions[0] from errors
+        raise first_error(errors) from errors
 
 
 def _open_notices(host: Host) -> NoticeSource:

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import msgspec
 
-from architect.errors import OutcomeUnknownError, PeerError, UnavailableError
+from architect.errors import OutcomeUnknownError, PeerError, UnavailableError, first_error
 from architect.wire.call import (
     ITEMS_IN_FLIGHT_MAX,
     Answer,
@@ -122,7 +122,7 @@ class Channel:
                     for task in self._serving.values():
                         task.cancel()
         except ExceptionGroup as group_error:
-            raise group_error.exceptions[0] from group_error
+            raise first_error(group_error) from group_error
         finally:
             self._end()
             with contextlib.suppress(OSError, TimeoutError, ssl.SSLError):

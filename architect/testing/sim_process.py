@@ -12,6 +12,7 @@ import contextvars
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
+from architect.errors import first_error
 from architect.testing.sim_events import EventKind
 from architect.testing.virtual_clock import SimTask
 
@@ -66,7 +67,7 @@ class SimProcess:
         except BaseExceptionGroup as errors:
             if not self.is_alive or errors.subgroup(ProcessKilledError) is not None:
                 return
-            self.world.judge.blame(f"{self.name} crashed: {_leaf(errors)!r}")
+            self.world.judge.blame(f"{self.name} crashed: {first_error(errors)!r}")
             self.kill("crashed by a defect")
 
     def adopt(self, task: SimTask) -> None:
@@ -144,9 +145,3 @@ def stepped(coroutine: Coroutine[Any, Any, Any]) -> tuple[Coroutine[Any, Any, An
     """A new task's coroutine as the process that starts it runs it, and that process."""
     process = running_process.get()
     return (_Stepped(coroutine, process), process) if process is not None else (coroutine, None)
-
-
-def _leaf(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -2,8 +2,8 @@
 
 `apt-get download` fetches the concrete image package (apt checks signature and hash), `dpkg-deb` unpacks it into a cache, the
 uncompressed ELF is cut out of the bzImage: QEMU enters it directly (PVH), which spares every boot the decompression. One folder a
-kernel, made under another name and renamed, so that whoever finds it finds it whole; a lock keeps two makers apart. The first
-kernel in the cache is taken before any network is asked: a fleet keeps its kernel until somebody empties the cache.
+kernel, made under another name, flushed and renamed, so that whoever finds it finds it whole, after a crash of the host, too; a lock
+keeps two makers apart. The first kernel in the cache is taken before any network is asked: a fleet keeps its kernel until somebody empties the cache.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import msgspec
 from architect.drafter.folder_lock import folder_lock
 from architect.drafter.vmlinux import extract_vmlinux
 from architect.errors import HostError
+from architect.runtime.file_system_flush import flush_file_system
 
 # - quiet: each line on the serial console is an exit of the VM; what is left on it is a panic.
 # - panic=-1: a kernel that cannot go on restarts at once, which QEMU reports to its owner.
@@ -124,7 +125,11 @@ async def _make(cache_dir: Path, work: Path) -> GuestKernel:
     result = work / "result"
     record = await asyncio.to_thread(_assemble, unpacked, result)
     final = cache_dir / f"kernel-{record.version}-{record.sha256[:12]}"
-    result.rename(final)
+    try:
+        await asyncio.to_thread(flush_file_system, work)
+        result.rename(final)
+    except OSError as error:
+        raise KernelError(f"kernel {record.version}", str(error), f"see that {cache_dir} has space") from error
     return _in_folder(final, record)
 
 

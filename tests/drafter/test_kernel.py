@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import bz2
+import errno
 import lzma
 import os
 import random
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from architect.drafter import kernel
 from architect.drafter.kernel import (
     KERNEL_ARGUMENTS,
     GuestKernel,
@@ -168,3 +170,20 @@ def test_rests_of_an_interrupted_fetch_are_removed(tmp_path: Path, distribution:
     rest.mkdir(parents=True)
     asyncio.run(fetch_guest_kernel(tmp_path / "cache"))
     assert not rest.exists()
+
+
+def test_a_kernel_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, distribution: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[set[str], list[Path]]] = []
+
+    def refuse(folder: Path) -> None:
+        made = {path.name for path in (folder / "result").rglob("*") if path.is_file()}
+        seen.append((made, list((tmp_path / "cache").glob("kernel-*"))))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(kernel, "flush_file_system", refuse)
+    with pytest.raises(KernelError, match="Input/output error"):
+        asyncio.run(fetch_guest_kernel(tmp_path / "cache"))
+    assert seen == [({"vmlinux", "kernel.json", "a.ko"}, [])]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]

@@ -2,8 +2,9 @@
 
 `apt-get download` fetches the concrete image package (apt checks signature and hash), `dpkg-deb` unpacks it into a cache, the
 uncompressed ELF is cut out of the bzImage: QEMU enters it directly (PVH), which spares every boot the decompression. One folder a
-kernel, made under another name, flushed and renamed, so that whoever finds it finds it whole, after a crash of the host, too; a lock
-keeps two makers apart. The first kernel in the cache is taken before any network is asked: a fleet keeps its kernel until somebody empties the cache.
+kernel, made under another name, flushed and renamed: whoever finds it finds it whole, after a crash of the host, too. A lock keeps
+two makers apart. The first kernel in the cache is taken before any network is asked: a fleet keeps its kernel until somebody
+empties the cache.
 """
 
 from __future__ import annotations

@@ -218,8 +218,14 @@ class GuestChannel:
         return True
 
     async def set_frozen(self, frozen: bool, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
-        """Freeze or thaw the workload and its exec sessions: around a clone's change of identity."""
-        await self._link.request(FrameType.FREEZE, FREEZE.pack(frozen), timeout_s)
+        """Freeze or thaw the workload and its exec sessions: around a clone's change of identity.
+
+        Raises:
+            GuestRefusedError: a process did not stand still within `timeout_s` of the guest's time (`status` ETIMEDOUT), and all
+                go on; or another such request waits (EBUSY).
+        """
+        payload = FREEZE.pack(frozen, round(timeout_s * 1000))
+        await self._link.request(FrameType.FREEZE, payload, timeout_s + REQUEST_TIMEOUT_S)
 
     async def power_off(self, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
         """Have the guest kill everything, write its disk and switch the machine off. Answered before it does."""

@@ -5,13 +5,13 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
-#include "cgroup.h"
 #include "channel.h"
 #include "clock.h"
 #include "configure.h"
 #include "cursor.h"
 #include "event.h"
 #include "exec.h"
+#include "freeze.h"
 #include "hook.h"
 #include "log.h"
 #include "outbound.h"
@@ -82,12 +82,13 @@ static int adjust_clock(struct cursor *cursor) {
     return 0;
 }
 
-static int freeze(struct cursor *cursor) {
+static void freeze(uint64_t id, struct cursor *cursor) {
     struct freeze_payload payload;
     cursor_copy(cursor, &payload, sizeof payload);
     if (cursor->bad)
-        return EBADMSG;
-    return cgroup_set_frozen(payload.frozen != 0) ? 0 : ETIMEDOUT;
+        answer(id, EBADMSG);
+    else
+        freeze_run(id, payload.frozen != 0, payload.timeout_ms);
 }
 
 static int attach(uint32_t exec_id, struct cursor *cursor) {
@@ -139,7 +140,7 @@ static void handle_request(const struct frame_header *header, const uint8_t *pay
     case FRAME_SIGNAL: answer(id, signal_process(header->stream, &cursor)); break;
     case FRAME_CLOCK: answer(id, adjust_clock(&cursor)); break;
     case FRAME_HOOK: run_hook(id, &cursor); break;
-    case FRAME_FREEZE: answer(id, freeze(&cursor)); break;
+    case FRAME_FREEZE: freeze(id, &cursor); break;
     case FRAME_EXEC_ATTACH: answer(id, attach(header->stream, &cursor)); break;
     case FRAME_EXEC_RESIZE: answer(id, resize(header->stream, &cursor)); break;
     case FRAME_EXEC_CLOSE: answer(id, exec_close(header->stream)); break;

@@ -58,6 +58,7 @@ static void print_structs(void) {
     FIELD(hook_payload, timeout_ms);
     SIZE(freeze_payload);
     FIELD(freeze_payload, frozen);
+    FIELD(freeze_payload, timeout_ms);
     SIZE(resize_payload);
     FIELD(resize_payload, rows);
     FIELD(resize_payload, columns);

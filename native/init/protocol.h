@@ -120,6 +120,7 @@ struct hook_payload {
 
 struct freeze_payload {
     uint32_t frozen;
+    uint32_t timeout_ms;
 } __attribute__((packed));
 
 struct resize_payload {

@@ -28,6 +28,7 @@ CACHE_DIR = REPOSITORY / "out" / "cache"
 INIT = REPOSITORY / "architect" / "artifacts" / "init"
 BOOT_TIMEOUT_S = 60.0
 DISK_BYTES = 256 << 20
+DISK_DEVICE = "disk0"
 APPLETS = (
     "sh",
     "ls",
@@ -137,6 +138,12 @@ class GuestMachine:
             await client.execute("stop")
             await asyncio.sleep(duration_s)
             await client.execute("cont")
+
+    async def slow_disk(self, iops: int) -> None:
+        """Have the disk do so many reads a second from now on; 0: as many as it can."""
+        limits = {"iops": iops, **dict.fromkeys(("iops_rd", "iops_wr", "bps", "bps_rd", "bps_wr"), 0)}
+        async with self._qmp() as client:
+            await client.execute("block_set_io_throttle", {"id": f"/machine/peripheral/{DISK_DEVICE}/virtio-backend", **limits})
 
     async def save_state(self, path: Path) -> None:
         """Stop, write memory and device state to `path`, and end this QEMU."""
@@ -282,7 +289,7 @@ def _command(vmlinux: Path, initramfs: Path, folder: Path, disk: Path, state: Pa
             "-blockdev",
             f"driver=file,node-name=disk,filename={disk}",
             "-device",
-            "virtio-blk-pci,drive=disk,disable-legacy=on",
+            f"virtio-blk-pci,id={DISK_DEVICE},drive=disk,disable-legacy=on",
         ),
         *("-netdev", "hubport,id=net,hubid=0"),
         *("-device", "virtio-net-pci,netdev=net,mac=02:11:22:33:44:55,host_mtu=1320,romfile=,disable-legacy=on"),

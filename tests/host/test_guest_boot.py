@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import signal
@@ -282,6 +283,37 @@ def test_a_frozen_workload_stands_still_and_goes_on(guests: Guests) -> None:
         await machine.log.wait_more()
 
     guests.run(check)
+
+
+async def _freeze_until_refused(channel: GuestChannel) -> None:
+    """As long as nothing waits for the disk yet, everything stands still at once."""
+    async with asyncio.timeout(60):
+        while True:
+            await channel.set_frozen(True, 0.1)
+            await channel.set_frozen(False)
+
+
+def test_a_process_that_waits_for_its_disk_is_waited_for_or_named(guests: Guests) -> None:
+    async def check(machine: GuestMachine, channel: GuestChannel) -> None:
+        await channel.start(shell("while :; do echo tick; sleep 0.05; done"))
+        await machine.log.wait_text("tick\n")
+        await machine.slow_disk(1)
+        session = await channel.exec_start(shell("cat /big /big > /dev/null; echo read"))
+        with pytest.raises(GuestRefusedError, match=r"process \d+ \(\w+\) waits in the kernel") as refused:
+            await _freeze_until_refused(channel)
+        assert refused.value.status == errno.ETIMEDOUT
+        await machine.log.wait_more()
+        async with asyncio.timeout(40), asyncio.TaskGroup() as group:
+            freezing = group.create_task(channel.set_frozen(True, 60))
+            await channel.ping()  # and so the request before it has been sent
+            with pytest.raises(GuestRefusedError, match="another request"):
+                await channel.set_frozen(True)
+            assert not freezing.done(), "the guest answers others while it waits"
+            await machine.slow_disk(0)
+        await channel.set_frozen(False)
+        assert await _read_all(session) == b"read\n"
+
+    guests.run(check, {"big": "x" * 4_000_000})
 
 
 def _garbage() -> list[bytes]:

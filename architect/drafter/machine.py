@@ -117,7 +117,7 @@ class Machine:
 
     @classmethod
     async def _greet(cls, record: MachineRecord, run_dir: Path, process: QemuProcess, timeout_s: float) -> Machine:
-        qmp = await connect_qmp(run_dir / "qmp.sock", record.name, timeout_s)
+        qmp = await connect_qmp(run_dir / "qmp.sock", record.name, process.pid, timeout_s)
         try:
             return cls(record, run_dir, process, qmp, await StateFile.make(qmp, record.name))
         except BaseException:

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import socket
-import struct
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +27,6 @@ CONNECT_TIMEOUT_S = 10.0
 # The library logs what it raises, on this logger; the errors say it all.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
 _log = logging.getLogger(__name__)
-_CREDENTIALS = struct.Struct("=3i")  # unix(7): pid, uid, gid of who listens
 _BLOCKED_NEXT_STEP = "see query-status before a retry; the guest may be waiting for memory or disk"
 
 
@@ -161,8 +159,8 @@ class QmpConnection:
                 await self._client.disconnect()
 
 
-async def connect_qmp(path: Path, vm: str, timeout_s: float = CONNECT_TIMEOUT_S) -> QmpConnection:
-    """Connect to a monitor's unix socket and negotiate.
+async def connect_qmp(path: Path, vm: str, pid: int, timeout_s: float = CONNECT_TIMEOUT_S) -> QmpConnection:
+    """Connect to a monitor's unix socket and negotiate. `pid`: QEMU's (the socket's peer is who made it, not who serves it).
 
     Raises:
         UnavailableError: nobody listens there, it hung up, or it did not greet in time.
@@ -174,7 +172,6 @@ async def connect_qmp(path: Path, vm: str, timeout_s: float = CONNECT_TIMEOUT_S)
         async with asyncio.timeout(timeout_s):
             with short_socket_path(path) as address:
                 sock.connect(address)
-            pid, _, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
             await client.connect(sock)
     except (OSError, TimeoutError, ConnectError) as error:
         sock.close()

@@ -67,7 +67,7 @@ async def serving(path: Path, serve: Serve) -> AsyncIterator[Path]:
 def with_monitor(path: Path, serve: Serve, use: Callable[[QmpConnection], Awaitable[None]]) -> None:
     async def scenario() -> None:
         async with serving(path, serve):
-            qmp = await connect_qmp(path, "vm-1", 2)
+            qmp = await connect_qmp(path, "vm-1", os.getpid(), 2)
             try:
                 await use(qmp)
             finally:
@@ -175,7 +175,7 @@ def test_what_does_not_greet_as_a_monitor_is_a_peer_error(tmp_path: Path, garbag
     async def scenario() -> None:
         async with serving(tmp_path / "qmp", serve) as path:
             with pytest.raises(PeerError):
-                await connect_qmp(path, "vm-1", 2)
+                await connect_qmp(path, "vm-1", os.getpid(), 2)
 
     asyncio.run(scenario())
 
@@ -211,10 +211,10 @@ def test_nobody_at_the_socket_and_a_silent_monitor_are_unavailable(tmp_path: Pat
 
     async def scenario() -> None:
         with pytest.raises(UnavailableError):
-            await connect_qmp(tmp_path / "none", "vm-1", 1)
+            await connect_qmp(tmp_path / "none", "vm-1", os.getpid(), 1)
         async with serving(tmp_path / "qmp", silent) as path:
             with pytest.raises(UnavailableError):
-                await connect_qmp(path, "vm-1", 0.05)
+                await connect_qmp(path, "vm-1", os.getpid(), 0.05)
 
     asyncio.run(scenario())
 

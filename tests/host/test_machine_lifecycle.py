@@ -19,7 +19,7 @@ from architect.drafter.machine import Machine, destroy_machine, find_machine
 from architect.drafter.machine_event import MachineEnded, MachineEvent, MachineResumed, MachineShutDown, MachineStopped
 from architect.drafter.machine_options import BootFiles
 from architect.drafter.qemu_process import find_process, identity_of
-from architect.errors import ConflictError, HostError, IncompatibleError, NotFoundError
+from architect.errors import ConflictError, HostError, IncompatibleError, NotFoundError, OutcomeUnknownError
 from tests.host import machine_rig as rig
 
 pytestmark = pytest.mark.host
@@ -189,11 +189,16 @@ def test_a_machine_whose_record_was_never_written_is_found_refused_and_destroyed
     asyncio.run(scenario())
 
 
-def test_a_monitor_that_does_not_answer_keeps_nobody_from_ending_the_machine(boot: BootFiles, tmp_path: Path) -> None:
+def test_a_monitor_that_does_not_answer_keeps_nobody_from_ending_the_machine(
+    boot: BootFiles, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario() -> None:
         with rig.ram() as ram_fd:
             async with rig.running(rig.options(boot, tmp_path / "a", ram_fd)) as machine:
                 os.kill(machine.qemu_pid, signal.SIGSTOP)
+                with pytest.raises(OutcomeUnknownError):
+                    await machine.pause(timeout_s=0.2)
+                assert "CPU 0/TCG: do_signal_stop" in caplog.text, "where QEMU's threads stand, not the agent's"
                 await machine.quit(timeout_s=0.2)
                 assert not machine.is_running
                 await machine.quit()

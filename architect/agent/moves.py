@@ -7,6 +7,7 @@ takes up what an agent before us had begun.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from architect.agent.vm_record import VmFolder, VmPhase, VmRecord
 from architect.agent.vm_table import VmTable
 from architect.conduit.switch import SourceFlows, SteeredVm, TargetFlows
 from architect.drafter.overlay import allocated_bytes
-from architect.errors import ArchitectError, ConflictError, UnavailableError
+from architect.errors import ArchitectError, ConflictError, LostError, UnavailableError
 from architect.migration.bandwidth_limit import chosen_limit
 from architect.migration.handover_plan import HandoverPlan
 from architect.migration.handover_source import HandoverSource
@@ -41,6 +42,7 @@ from architect.wire.migration_messages import MigrationMessage, Prepare
 
 PEERS_MAX = 64
 RECORD_TIMEOUT_S = 5.0
+END_TIMEOUT_S = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -98,15 +100,9 @@ class Moves:
         """As the port says."""
         await self._holds.wait_planned(request.vm)
         vm = self._table.find(request.vm)
-        if vm.record.phase is not VmPhase.RUNNING:
-            state = vm.record.end_state or vm.record.phase
-            raise ConflictError(f"vm {vm.record.request.name}", f"is {state}", "move it when it runs")
         if request.target.name == self._host.config.name:
             raise ConflictError(f"vm {vm.record.request.name}", f"is on host {request.target.name} already", "choose another host")
-        if vm.paused_because:
-            raise ConflictError(f"vm {vm.record.request.name}", f"is paused: {vm.paused_because}", "move it when it runs")
-        if vm.parts is None or not vm.parts.machine.is_running:
-            raise ConflictError(f"vm {vm.record.request.name}", "has just ended or is being found again", "try again in a moment")
+        await self._check_movable(vm)
         await self.target.let_go(request.vm)  # or it would steer back, by the same term
         term = await self._newest_term(vm)
         await vm.move_begins()
@@ -114,6 +110,22 @@ class Moves:
         # From now on the target may give back what it holds, however far the move comes.
         self._host.datapath.set_local(vm.record.request.vni, request.target.address)
         return self.outgoing(vm, request)
+
+    async def _check_movable(self, vm: HostedVm) -> None:
+        """Refuse a VM that does not run. One whose QEMU has just ended is refused for that, as soon as its end is written down."""
+        name = f"vm {vm.record.request.name}"
+        if vm.parts is not None and not vm.parts.machine.is_running:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(END_TIMEOUT_S):
+                    await vm.ended.wait()
+        if vm.record.end_state is VmState.LOST:
+            raise LostError(name, vm.record.reason, f"`architect rm {vm.record.request.name}` forgets it")
+        if vm.record.phase is not VmPhase.RUNNING:
+            raise ConflictError(name, f"is {vm.record.end_state or vm.record.phase}", "move it when it runs")
+        if vm.paused_because:
+            raise ConflictError(name, f"is paused: {vm.paused_because}", "move it when it runs")
+        if vm.parts is None or not vm.parts.machine.is_running:
+            raise ConflictError(name, "has just ended or is being found again", "try again in a moment")
 
     async def _newest_term(self, vm: HostedVm) -> int:
         """The term by which the VM is ours. The log may know a newer one than we do: a target that its agent's successor gave up

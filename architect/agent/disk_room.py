@@ -59,10 +59,11 @@ class DiskRoom:
 
     def _promised_bytes(self) -> int:
         self._coming = {vm: coming for vm, coming in self._coming.items() if coming[0].parent.is_dir()}
-        return sum(max(VM_FILES_BYTES + disk_bytes - _written_bytes(overlay), 0) for overlay, disk_bytes in self._coming.values())
+        return sum(max(VM_FILES_BYTES + disk_bytes - written_bytes(overlay), 0) for overlay, disk_bytes in self._coming.values())
 
 
-def _written_bytes(overlay: Path) -> int:
+def written_bytes(overlay: Path) -> int:
+    """What a VM has written to its disk, as far as it takes room; 0 if there is none."""
     try:
         return allocated_bytes(overlay)
     except OSError:

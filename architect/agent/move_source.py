@@ -7,6 +7,7 @@ import contextlib
 
 import msgspec
 
+from architect.agent.disk_room import written_bytes
 from architect.agent.hosted_vm import HostedVm
 from architect.agent.memory_watch import wait_replaced
 from architect.agent.move_shared import close_tunnels, connect_unix, listen_tunnel, parts_of
@@ -50,7 +51,8 @@ class SourceMachine:
             raise HostError(f"disk of vm {self._vm.record.request.name}", "its mirror has ended early", "see the target's disk")
         status = await parts_of(self._vm).memory.status()
         sent, saved = status.tunnel_bytes_sent, status.tunnel_bytes_saved
-        return MirrorProgress(progress.is_ready, progress.done_bytes, progress.total_bytes, sent, saved)
+        allocated_bytes = await asyncio.to_thread(written_bytes, self._vm.folder.overlay)
+        return MirrorProgress(progress.is_ready, progress.done_bytes, progress.total_bytes, sent, saved, allocated_bytes)
 
     async def finish_mirror(self) -> None:
         """As the port says."""

@@ -84,7 +84,7 @@ def told(plan: HandoverPlan, facts: CutFacts, decision: CutDecision, now_s: floa
         at_s=round(now_s - plan.started_at_s, 3),
         round=round_number,
         dirty_bytes=facts.bytes_left,
-        disk_bytes=mirror.total_bytes - mirror.done_bytes if mirror is not None and not mirror.is_ready else 0,
+        disk_bytes=mirror.left_bytes if mirror is not None else 0,
         dirty_bytes_s=int(last.dirty_bytes / last.duration_s) if last is not None and last.duration_s > 0 else 0,
         bandwidth_bytes_s=int(facts.link.likely) if facts.link.is_known else 0,
         bandwidth_low_bytes_s=int(facts.link.low) if facts.link.is_known else 0,

@@ -129,7 +129,7 @@ def _beside_mirror(facts: CutFacts, limits: HandoverLimits) -> CutDecision:
     """Memory while the disk is still being copied: kept nearly clean, at no more rounds than that takes."""
     mirror = facts.mirror
     assert mirror is not None
-    left = format_size(mirror.total_bytes - mirror.done_bytes)
+    left = format_size(mirror.left_bytes)
     if facts.mirror_stuck_s > limits.mirror_stuck_s_max:
         why = f"the disk is written as fast as it is copied: {left} left for {facts.mirror_stuck_s:.0f} s"
         if facts.mode is MigrationMode.PRECOPY:
@@ -160,7 +160,7 @@ def _by_deadline(facts: CutFacts, limits: HandoverLimits) -> CutDecision | None:
 
 
 def _auto_by_deadline(facts: CutFacts, latest_s: float, limits: HandoverLimits) -> CutDecision | None:
-    left = facts.bytes_left + (_whole_disk_bytes(facts) if facts.lacks_disk else 0)
+    left = facts.bytes_left + (facts.mirror.whole_bytes if facts.mirror is not None and facts.lacks_disk else 0)
     cut_s, best_s = left / facts.link.likely, left / facts.link.high
     if facts.lacks_disk and (on := _on_with_mirror(facts, cut_s, latest_s, limits)) is not None:
         return None if facts.is_running else on
@@ -225,7 +225,7 @@ def _refusal(facts: CutFacts, left: int, latest_s: float, way: str) -> CutDecisi
     mirror = facts.mirror
     disk = ""
     if mirror is not None and not mirror.is_ready:
-        disk = f" ({format_size(mirror.total_bytes - mirror.done_bytes)} of disk not mirrored)"
+        disk = f" ({format_size(mirror.left_bytes)} of disk not mirrored)"
     rate = format_size(facts.link.high)
     return CutDecision(
         CutVerdict.REFUSE,
@@ -241,27 +241,14 @@ def _mirror_s(facts: CutFacts) -> float:
     mirror = facts.mirror
     if mirror is None or mirror.is_ready:
         return 0.0
-    return (mirror.total_bytes - mirror.done_bytes) / max(facts.disk_rate, NO_TRAFFIC_BYTES_PER_S)
+    # What is left in clusters at their measured rate; or in bytes, if that is sooner: clusters of zeros pass in no time.
+    by_cluster_s = (mirror.total_bytes - mirror.done_bytes) / max(facts.disk_rate, NO_TRAFFIC_BYTES_PER_S)
+    return min(by_cluster_s, mirror.left_bytes / max(facts.disk_rate * mirror.sent_share, NO_TRAFFIC_BYTES_PER_S))
 
 
 def _disk_bytes_left(facts: CutFacts) -> int:
     """What the mirror still has to send."""
-    mirror = facts.mirror
-    if mirror is None or mirror.is_ready:
-        return 0
-    return int((mirror.total_bytes - mirror.done_bytes) * _sent_share(mirror))
-
-
-def _whole_disk_bytes(facts: CutFacts) -> int:
-    """What a post-copy of the disk sends: all of it again, for the target's fresh overlay takes none of what was mirrored. Holes
-    do not travel; their share is taken to be that of what the mirror has passed."""
-    assert facts.mirror is not None
-    return int(facts.mirror.total_bytes * _sent_share(facts.mirror))
-
-
-def _sent_share(mirror: MirrorProgress) -> float:
-    """Which part of what the mirror has passed had to be sent; all, where nothing tells."""
-    return min(mirror.sent_bytes / mirror.done_bytes, 1.0) if mirror.done_bytes and mirror.sent_bytes else 1.0
+    return facts.mirror.left_bytes if facts.mirror is not None else 0
 
 
 def _written_too_fast(facts: CutFacts) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -157,6 +158,28 @@ def test_a_disk_that_is_mostly_holes_may_still_go_postcopy() -> None:
     sparse = MirrorProgress(False, 6 * 1024 * MIB, 8 * 1024 * MIB, 60 * MIB)
     decision = decide((stats(10),), mirror=sparse, disk_rate=100 * MIB, remaining_s=MARGIN_S + 8.1)
     assert (decision.verdict, decision.disk_postcopy) == (CutVerdict.CUT, True)
+
+
+def test_clusters_of_zeros_count_for_nothing_as_soon_as_the_mirror_has_begun() -> None:
+    # A VM with 2 MiB of files on a disk of 8 GiB that was grown at its first start, on a link of 5 Mbit/s: as measured.
+    slow = LinkRate(600_000.0, 600_000.0, 600_000.0, 10)
+    begun = MirrorProgress(False, MIB, 132 * MIB, MIB)
+    mirror = msgspec.structs.replace(begun, allocated_bytes=2_822_144)
+    assert (begun.left_bytes, begun.whole_bytes) == (131 * MIB, 132 * MIB)
+    assert (mirror.left_bytes, mirror.whole_bytes) == (2_822_144, 2_822_144)
+    seen: dict[str, Any] = {"link": slow, "disk_rate": 300_000.0, "bytes_left": 10 * MIB, "remaining_s": 60.0}
+    assert decide((), is_running=True, mirror=begun, **seen).verdict is CutVerdict.REFUSE
+    assert decide((), is_running=True, mirror=mirror, **seen).verdict is CutVerdict.ROUND
+
+
+def test_what_is_left_of_a_mirror_is_never_more_than_the_disk_takes_nor_less_than_its_share() -> None:
+    untold = MirrorProgress(False, 100 * MIB, 140 * MIB, 0, 0, 3 * MIB)
+    assert untold.left_bytes == 3 * MIB
+    rewritten = MirrorProgress(False, 100 * MIB, 140 * MIB, 90 * MIB, 0, 80 * MIB)
+    assert (rewritten.left_bytes, rewritten.whole_bytes) == (36 * MIB, 80 * MIB)
+    only_zeros_so_far = MirrorProgress(False, 130 * MIB, 140 * MIB, 4096, 0, 9 * MIB)
+    assert only_zeros_so_far.left_bytes == 9 * MIB - 4096
+    assert msgspec.structs.replace(rewritten, is_ready=True).left_bytes == 0
 
 
 def test_a_move_that_cannot_end_before_the_host_goes_is_refused_with_its_numbers() -> None:

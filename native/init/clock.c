@@ -1,7 +1,8 @@
 /* Slewing changes the length of a tick (USER_HZ, 10,000 us), within the kernel's +-10 %; the 500 ppm of NTP would take half an
  * hour for a second. A timer ends it. That timer runs on CLOCK_MONOTONIC, which is slewed too: gaining `offset` at rate r takes
  * offset * (1 + r) / r of it. The rate is such that it lasts about a second, so that a timer that fires late by a few
- * milliseconds spoils little. */
+ * milliseconds spoils little. Where the machine is busy it fires late by more: what was gained too much then is given back as any
+ * other lead is, by a slew that is so much slower that its own lateness counts for little. */
 #include "clock.h"
 
 #include <sys/timex.h>
@@ -15,6 +16,7 @@
 #define IGNORED_NS 20000
 
 static int64_t rate_us; /* change of the tick now */
+static uint64_t end_ns; /* when the slew has gained all that it is for; its timer fires then or later */
 
 static void set_tick(int64_t change_us) {
     struct timex request = {.modes = ADJ_TICK, .tick = TICK_US + change_us};
@@ -24,7 +26,7 @@ static void set_tick(int64_t change_us) {
 
 static void end_slew(struct timer *timer) {
     (void)timer;
-    set_tick(0);
+    clock_adjust(clock_slewing_ns());
 }
 
 static struct timer slew_timer = {.fire = end_slew};
@@ -52,12 +54,14 @@ void clock_adjust(int64_t offset_ns) {
     if (offset_ns < 0)
         change_us = -change_us;
     set_tick(change_us);
-    timer_set(&slew_timer, (uint64_t)((double)distance_ns * (double)(TICK_US + change_us) / (double)(change_us < 0 ? -change_us : change_us)));
+    uint64_t lasts_ns = (uint64_t)((double)distance_ns * (double)(TICK_US + change_us) / (double)(change_us < 0 ? -change_us : change_us));
+    end_ns = monotonic_ns() + lasts_ns;
+    timer_set(&slew_timer, lasts_ns);
 }
 
 int64_t clock_slewing_ns(void) {
     if (rate_us == 0)
         return 0;
-    double left_ns = (double)slew_timer.deadline_ns - (double)monotonic_ns();
-    return left_ns <= 0 ? 0 : (int64_t)(left_ns * (double)rate_us / (double)(TICK_US + rate_us));
+    double left_ns = (double)end_ns - (double)monotonic_ns();
+    return (int64_t)(left_ns * (double)rate_us / (double)(TICK_US + rate_us));
 }

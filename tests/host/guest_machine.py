@@ -73,9 +73,9 @@ class LogBook:
             self._came.clear()
             await self._came.wait()
 
-    async def wait_text(self, text: str, timeout_s: float = 20) -> None:
+    async def wait_text(self, text: str, timeout_s: float = 20, stream: LogStream = LogStream.STDOUT) -> None:
         async with asyncio.timeout(timeout_s):
-            while text not in self.text():
+            while text not in self.text(stream):
                 self._came.clear()
                 await self._came.wait()
 
@@ -132,12 +132,16 @@ class GuestMachine:
             server.close()
             relay.cut()
 
-    async def pause(self, duration_s: float) -> None:
-        """stop, wait, cont."""
+    async def pause(self, duration_s: float) -> tuple[float, float]:
+        """stop, wait, cont; returns how long the guest stood still at least, and at most."""
         async with self._qmp() as client:
+            asked_s = time.monotonic()
             await client.execute("stop")
+            stopped_s = time.monotonic()
             await asyncio.sleep(duration_s)
+            resumes_s = time.monotonic()
             await client.execute("cont")
+            return resumes_s - stopped_s, time.monotonic() - asked_s
 
     async def slow_disk(self, iops: int) -> None:
         """Have the disk do so many reads a second from now on; 0: as many as it can."""

@@ -138,8 +138,21 @@ def _is_qemu(process: ProcessIdentity) -> bool:
     return "qemu-system" in " ".join(command_line(process)[:1])
 
 
+def without_children(found: list[ProcessIdentity]) -> list[ProcessIdentity]:
+    """Those that are no child of another: a child looks like its parent until it has executed its program."""
+    pids = {process.pid for process in found}
+    return [process for process in found if _parent(process) not in pids]
+
+
+def _parent(process: ProcessIdentity) -> int:
+    try:
+        return int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
 def _kill(found: list[ProcessIdentity]) -> int:
-    (process,) = found
+    (process,) = without_children(found)
     os.kill(process.pid, signal.SIGKILL)
     return process.pid
 

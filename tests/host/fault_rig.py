@@ -21,7 +21,7 @@ from architect.clouds.local.layout import StateFolder
 from architect.errors import ArchitectError
 from architect.runtime.namespaces import namespace_path, run_in_namespace
 from architect.runtime.processes import ProcessIdentity, is_alive, processes_where
-from tests.host.fabric_rig import CommandFailedError, FabricRig
+from tests.host.fabric_rig import CommandFailedError, FabricRig, without_children
 from tests.host.rest_reader import PATIENCE_S
 
 TICKS = (
@@ -198,10 +198,7 @@ class FaultRig:
 
     def agent(self, host: str) -> ProcessIdentity:
         """The host's agent."""
-        found = self.rig.processes("architect agent", f"/{host}/")
-        # A child looks like it until it has executed its program.
-        pids = {process.pid for process in found}
-        return _one([process for process in found if _parent(process) not in pids], f"agent of {host}")
+        return _one(without_children(self.rig.processes("architect agent", f"/{host}/")), f"agent of {host}")
 
     def memory(self, host: str, vm: str) -> ProcessIdentity:
         """The VM's memory process on the host."""
@@ -381,13 +378,6 @@ class FaultRig:
 def _one(found: list[ProcessIdentity], what: str) -> ProcessIdentity:
     assert len(found) == 1, (what, found)
     return found[0]
-
-
-def _parent(process: ProcessIdentity) -> int:
-    try:
-        return int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
 
 
 def _open_files(process: ProcessIdentity) -> list[str]:

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from architect.runtime.certificates import make_ca, make_certificate
+from architect.runtime.process_end import has_ended
+from architect.runtime.processes import pidfd_where
 from architect.runtime.tls import san_name
 from architect.silo.kernel_check import KernelError, check_kernel
 from architect.silo.memory_client import MemoryOptions, MemoryProcess, memory_server
@@ -26,6 +28,7 @@ from architect.silo.memory_role import MemoryRole
 ROOT = Path(__file__).parents[2]
 ADDRESS = "127.0.0.1"
 RAM_BYTES = 64 << 20
+GONE_S = 60.0
 
 
 def skip_unless_able() -> None:
@@ -110,9 +113,14 @@ class Host:
 
 
 def wait_gone(pid: int) -> None:
-    """Wait until a process has ended (its parent may not have seen it yet)."""
-    while Path(f"/proc/{pid}/fd/0").exists():
-        time.sleep(0.01)
+    """Wait until a process has ended with all its threads: until then it holds its files, and with them its lock."""
+    descriptor = pidfd_where(pid, lambda: True)
+    if descriptor is None:
+        return
+    try:
+        assert has_ended(descriptor, GONE_S), f"process {pid} does not end"
+    finally:
+        os.close(descriptor)
 
 
 class Rig:

@@ -34,7 +34,9 @@ VM, VNI = VmId("vm-1"), Vni(1)
 PUBLISH = (Publish(8080, 80), Publish(5353, 53, Protocol.UDP))
 PAUSE_S = 0.05
 UDP_PACKETS_PER_S = 500
+UDP_PACKETS_MIN, UDP_PACKETS_WAITING = 100, 20
 TCP_BYTES_PER_S = 1_000_000
+FLOWING_S = 30
 
 
 class Scene:
@@ -120,6 +122,21 @@ class Scene:
             left.connect(target)
             self.tcp.append(HashedTcp(left, keep(listener.accept()[0]), TCP_BYTES_PER_S))
 
+    def wait_flowing(self) -> None:
+        """Until each flow has carried enough to show what happens to it."""
+        deadline_s = time.monotonic() + FLOWING_S
+        while any(len(udp.received) < UDP_PACKETS_MIN for udp in self.udp) or any(tcp.bytes_received == 0 for tcp in self.tcp):
+            assert time.monotonic() < deadline_s, ([len(udp.received) for udp in self.udp], [tcp.errors for tcp in self.tcp])
+            time.sleep(0.01)
+
+    async def pause_until_packets_wait(self) -> None:
+        """Pause the VM, for so long that its tap on host a holds packets of the first flow."""
+        self.guest.pause()
+        sent = self.udp[0].sent
+        async with asyncio.timeout(FLOWING_S):
+            while self.udp[0].sent < sent + UDP_PACKETS_WAITING or self.hosts["a"].tap(VNI).is_empty():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
     def stop_flows(self) -> None:
         """End the traffic."""
         for tcp in self.tcp:
@@ -130,7 +147,7 @@ class Scene:
     def assert_unharmed(self) -> None:
         """No packet was lost or reordered, no connection hurt."""
         for udp in self.udp:
-            assert udp.sent > 100
+            assert udp.sent >= UDP_PACKETS_MIN
             assert (udp.lost, udp.reordered) == (0, 0)
         for tcp in self.tcp:
             assert tcp.is_intact, tcp.errors
@@ -154,7 +171,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
         made.define()
         made.open_flows()
         try:
-            time.sleep(0.3)
+            made.wait_flowing()
             yield made
         finally:
             made.stop_flows()
@@ -214,8 +231,7 @@ def test_what_a_guest_too_slow_for_the_drain_has_left_is_not_lost(scene: Scene) 
     async def slow(edge: EdgeClient) -> None:
         leaving, taking = SourceFlows(scene.hosts["a"], VNI, HOSTS["b"], edge), TargetFlows(scene.hosts["b"], VNI, HOSTS["a"])
         steered = SteeredVm(edge, VM, VNI)
-        scene.guest.pause()
-        await asyncio.sleep(PAUSE_S)
+        await scene.pause_until_packets_wait()
         await taking.hold()
         await steered.steer(1, HOSTS["b"], HOSTS["a"])
         await steered.settle()
@@ -239,8 +255,7 @@ def test_steering_only_at_the_resume_loses_packets(scene: Scene) -> None:
     scene.add("b", PortState.LOCAL)
 
     async def wrong(edge: EdgeClient) -> None:
-        scene.guest.pause()
-        await asyncio.sleep(PAUSE_S)
+        await scene.pause_until_packets_wait()
         await edge.steer(VM, VNI, 1, HOSTS["b"], HOSTS["a"])
         resume_on(scene, "b")
 

@@ -117,7 +117,7 @@ def test_a_bandwidth_limit_is_held_that_was_asked_for_and_that_is_the_hosts_defa
     done = rig.command(*there)
     while done.returncode == 7:  # its agent is not connected yet
         done = rig.command(*there)
-    assert _rate(json.loads(done.stdout)) > 2 * limit, "aws-1 has no default"
+    assert _rate(json.loads(done.stdout)) > 1.05 * limit, "aws-1 has no default"
     assert _rate(rig.json("migrate", "narrow", "--to", "aws-1")) < 1.05 * limit
     assert _rate(rig.json("migrate", "narrow", "--to", "gcp-1", "--bandwidth", "8M")) < 1.05 * limit
     rig.remove("narrow")

@@ -195,9 +195,11 @@ def test_a_vm_whose_agent_is_killed_while_it_is_made_is_made_all_the_same(rig: F
 
 
 def test_the_exit_code_of_a_workload_that_ends_while_no_agent_lives_is_kept(rig: FabricRig, faults: FaultRig, busybox: str) -> None:
-    vm = rig.run(busybox, "short", "--host", SOURCE, "--", "-c", "echo before; sleep 4; echo after; exit 9")["id"]
+    script = "echo before; nc -l -p 7777 -e cat; echo after; exit 9"
+    vm = rig.run(busybox, "short", "--host", SOURCE, "--publish", "7777:7777", "--", "-c", script)["id"]
     with faults.supervisor_stopped():
         faults.kill(faults.agent(SOURCE))
+        rig.connect(7777).close()
         rig.wait("nobody hears of it", lambda: "silent" in rig.inspect("short")["reason"])
     rig.wait("its end is known", lambda: faults.state("short") == "exited")
     assert rig.inspect("short")["exit_code"] == 9

@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.host, pytest.mark.timeout(600)]
 
 HOSTS = ("aws-1", "gcp-1", "azure-1")
 MODES = ("precopy", "postcopy", "auto")
+FILE_BYTES = 400 << 16
 PROGRAMS = Path(__file__).parent / "programs"
 
 
@@ -140,9 +141,8 @@ def test_an_ssh_session_that_is_idle_lives_over_moves(rig: FabricRig, layout: Pa
 
 
 def test_a_download_over_moves_has_the_sum_of_what_was_offered(rig: FabricRig, layout: Path) -> None:
-    serve = (
-        "mkdir /www; dd if=/dev/urandom of=/www/file bs=64k count=400 2>/dev/null; sha256sum /www/file; exec httpd -f -p 80 -h /www"
-    )
+    make = f"dd if=/dev/urandom of=/www/file bs=64k count={FILE_BYTES >> 16} 2>/dev/null"
+    serve = f"mkdir /www; {make}; sha256sum /www/file; exec httpd -f -p 80 -h /www"
     rig.run(busybox_image(layout), "web", "--host", HOSTS[0], "--publish", "8080:80", "--", "-c", serve)
     rig.wait("the file is there", lambda: "/www/file" in rig.log("web"))
     rig.connect(8080).close()
@@ -153,10 +153,14 @@ def test_a_download_over_moves_has_the_sum_of_what_was_offered(rig: FabricRig, l
             first = answer.read(64 << 10)
             digest.update(first)
             has_begun.set()
+            left = FILE_BYTES - len(first)
             while part := answer.read(64 << 10):
                 digest.update(part)
+                left -= len(part)
                 if not have_moved.is_set():
-                    have_moved.wait(0.02)  # so that it lasts over a move
+                    have_moved.wait(
+                        0.02 if left > FILE_BYTES // 2 else 1
+                    )  # so that it lasts over the moves, however long they take
         return digest.hexdigest()
 
     has_begun, have_moved = threading.Event(), threading.Event()

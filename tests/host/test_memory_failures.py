@@ -15,6 +15,7 @@ from architect.silo.memory_role import MemoryRole
 from tests.host.memory_rig import ADDRESS, Host, Rig, connect, cut_over, pair, rig, wait_gone
 
 pytestmark = pytest.mark.host
+SLOW_BYTES_S = 1 << 20  # so that what is to be interrupted has not ended before, however late the interruption comes
 
 
 async def _finish_precopy(source: Host, target: Host) -> None:
@@ -230,10 +231,12 @@ def test_connections_that_are_cut_in_postcopy_are_taken_up_again() -> None:
             cut = await cut_over(source, target, postcopy=True)
             assert cut.pages_missing > 8000
             target.guest.run(0, 3000)
+            await source.memory.set_bandwidth(SLOW_BYTES_S)
             served = asyncio.create_task(source.memory.serve_until_done(60))
             await asyncio.sleep(0.01)
             kill = ["ip", "netns", "exec", made.namespace, "ss", "-K", "dst", ADDRESS]
             await asyncio.to_thread(subprocess.run, kill, check=True, capture_output=True)
+            await source.memory.set_bandwidth(0)
             applied = await target.memory.wait_all_present(60)
             assert (await served).reconnects >= 1
             assert applied.root == await source.memory.full_hash()
@@ -331,11 +334,13 @@ def test_a_cancelled_bulk_stops_and_nothing_is_lost_by_it() -> None:
     async def move() -> None:
         async with pair(made) as (source, target):
             source.guest.run(0, 1000)
+            await source.memory.set_bandwidth(SLOW_BYTES_S)
             bulk = asyncio.create_task(source.memory.bulk())
             await asyncio.sleep(0.02)
             bulk.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await bulk
+            await source.memory.set_bandwidth(0)
             while True:
                 try:
                     await source.memory.round()

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 
 _NUMBER = struct.Struct(">Q")
 _SO_RCVBUFFORCE = 33
+_LAST = (1 << 64) - 1  # the number of what is sent after the last packet, to see that none is under way any more
+SETTLE_S = 30.0
 TCP_BLOCK_BYTES = 16384
 
 
@@ -25,6 +27,7 @@ class NumberedUdp:
         self._interval_s = 1 / packets_per_s
         self._stop = threading.Event()
         self._ended = threading.Event()
+        self._has_last = threading.Event()
         self.sent = 0
         self.received: list[int] = []
         self.gap_s = 0.0
@@ -49,20 +52,24 @@ class NumberedUdp:
                 data = self._receiver.recv(100)
             except TimeoutError:
                 continue
+            (number,) = _NUMBER.unpack(data)
+            if number == _LAST:
+                self._has_last.set()
+                continue
             now_s = time.monotonic()
             self.gap_s = max(self.gap_s, now_s - (last_s or now_s))
             last_s = now_s
-            self.received.append(_NUMBER.unpack(data)[0])
+            self.received.append(number)
 
     def stop(self) -> None:
-        """Stop sending, give the last packets time to arrive, end. Idempotent."""
+        """Stop sending and end, once what comes after the last packet has arrived, or nothing arrives any more. Idempotent."""
         if self._ended.is_set():
             return
         self._stop.set()
         self._threads[1].join()
-        deadline_s = time.monotonic() + 3
-        while len(self.received) < self.sent and time.monotonic() < deadline_s:
-            time.sleep(0.01)
+        deadline_s = time.monotonic() + SETTLE_S
+        while len(self.received) < self.sent and not self._has_last.wait(0.05) and time.monotonic() < deadline_s:
+            self._sender.sendto(_NUMBER.pack(_LAST), self._target)
         self._ended.set()
         self._threads[0].join()
 

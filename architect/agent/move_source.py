@@ -13,7 +13,7 @@ from architect.agent.memory_watch import wait_replaced
 from architect.agent.move_shared import close_tunnels, connect_unix, listen_tunnel, parts_of
 from architect.drafter.disk_mirror import DiskMirror
 from architect.drafter.frozen_file import freeze_overlay
-from architect.errors import HostError, UnavailableError
+from architect.errors import HostError, OutcomeUnknownError, UnavailableError
 from architect.migration.handover_plan import MemoryCut, MemoryProgress, MirrorProgress, RoundStats
 from architect.model.compression import Compression
 from architect.model.ids import MigrationId
@@ -68,8 +68,13 @@ class SourceMachine:
         return str(await freeze_overlay(parts_of(self._vm).machine))
 
     async def pause(self) -> float:
-        """As the port says."""
-        return await parts_of(self._vm).machine.pause()
+        """As the port says. A guest that does not stop waits for the mirror's peer, and could not be resumed before it answers."""
+        machine = parts_of(self._vm).machine
+        try:
+            return await machine.pause()
+        except OutcomeUnknownError:
+            DiskMirror(machine).cut()
+            raise
 
     async def resume(self) -> None:
         """As the port says."""

@@ -93,12 +93,16 @@ class DiskMirror:
         if left := await self._qmp.execute("query-block-jobs"):
             raise HostError(f"{self._machine.name}: mirror", f"jobs are left: {_names(left)}", "cancel the move")
 
+    def cut(self) -> None:
+        """Break its connection, without QEMU: it fails, and nothing waits for a silent peer any more. Idempotent."""
+        self._machine.disk_links.cut(TARGET_NODE)
+
     async def cancel(self) -> None:
         """End it as it is and remove all of it. Idempotent; also for a mirror that an earlier agent started, or that failed.
 
         The connection is cut first, so that a peer that is silent holds up nothing.
         """
-        self._machine.disk_links.cut(TARGET_NODE)
+        self.cut()
         await abandon_job(self._qmp, JOB)
         await delete_nodes(self._qmp, TARGET_NODE)
 

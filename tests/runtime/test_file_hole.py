@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-
 from architect.runtime.file_hole import punch_hole
 
 

@@ -19,7 +19,7 @@ from architect.agent.guest_session import GuestSession
 from architect.agent.host import Host
 from architect.agent.log_store import LogStore
 from architect.agent.memory_watch import MemoryEvents, keep_memory
-from architect.agent.vm_parts import VmParts, destroy_parts
+from architect.agent.vm_parts import VmParts, destroy_parts, ended_words
 from architect.agent.vm_record import VmFolder, VmPhase, VmRecord
 from architect.drafter.disk_postcopy import RemoteState, remote_state
 from architect.drafter.machine_event import DiskFailed, MachineEnded
@@ -51,6 +51,7 @@ class HostedVm:
         self.waits_because = ""
         self.memory_replaced: Callable[[MemoryProcess], Awaitable[None]] | None = None
         self.machine_end = ""
+        self.ended_in_start = ""
         self._ended_memory: MemoryProcess | None = None
         self.ended = asyncio.Event()
         self.taken_up = asyncio.Event()
@@ -151,12 +152,10 @@ class HostedVm:
     def what_ended(self) -> str:
         """Which of the VM's processes here have ended by themselves, and how: what other parts make of that is no reason. "" if
         none has, since the VM's move began."""
-        of = f"of vm {self.record.request.name} on host {self.host.config.name}"
         machine = self.machine_end or (self.parts.machine.how_it_ended() if self.parts is not None else "")
         memories = (self._ended_memory, self.parts.memory if self.parts is not None else None)
         memory = next((how for memory in memories if memory is not None and (how := memory.how_it_ended())), "")
-        ends = [f"{what} {of} {how}" for what, how in (("QEMU", machine), ("the memory process", memory)) if how]
-        return ", and ".join(ends)
+        return ended_words(self.host.config.name, self.record.request.name, memory, machine) or self.ended_in_start
 
     async def _memory_replaced(self, memory: MemoryProcess) -> None:
         if self.memory_replaced is not None:

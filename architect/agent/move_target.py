@@ -12,7 +12,7 @@ from architect.agent.host import Host
 from architect.agent.hosted_vm import HostedVm
 from architect.agent.memory_watch import wait_replaced
 from architect.agent.move_shared import close_tunnels, connect_answered, connect_unix, listen_tunnel, parts_of
-from architect.agent.vm_parts import start_incoming
+from architect.agent.vm_parts import PartEndedError, start_incoming
 from architect.drafter.disk_export import start_incoming_export, stop_exports
 from architect.drafter.disk_postcopy import attach_remote
 from architect.drafter.overlay import create_overlay
@@ -45,6 +45,9 @@ class TargetMachine:
         except IncompatibleError as error:
             cause = f"cannot build the VM's hardware: {error.cause}"
             raise IncompatibleError(f"host {self._host.config.name}", cause, "choose another target host") from error
+        except PartEndedError as error:
+            self._vm.ended_in_start = error.words
+            raise
         self._vm.parts = parts
         self._vm.folder.note_halted(boot_id())
         self._vm.keep_memory(self._group, parts)

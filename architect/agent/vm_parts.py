@@ -18,16 +18,32 @@ from architect.agent.host import Host
 from architect.agent.vm_record import VmFolder
 from architect.conduit.host_datapath import VmPort
 from architect.conduit.layout import PortState
-from architect.drafter.machine import Machine, destroy_machine, find_machine
+from architect.drafter.machine import Machine, MachineStartError, destroy_machine, find_machine
 from architect.drafter.machine_options import DiskPaths, MachineOptions
 from architect.drafter.overlay import create_overlay
 from architect.drafter.template import TemplateOptions, ensure_template, start_from_template
 from architect.errors import ArchitectError, HostError, NotFoundError, UnavailableError
 from architect.model.vm_spec import VmSpec
-from architect.silo.memory_client import MemoryOptions, MemoryProcess
+from architect.silo.memory_client import MemoryOptions, MemoryProcess, MemoryStartError
 from architect.silo.memory_role import MemoryRole
 
 GENERATION_ID = "00000000-0000-0000-0000-000000000001"
+
+
+class PartEndedError(HostError):
+    """A process of the VM ended by itself while the VM was being made. `words` say which, and how."""
+
+    def __init__(self, vm: str, words: str) -> None:
+        super().__init__(
+            f"vm {vm}", f"{words} while the VM was being made", "try again; see the host's kernel log for who ended it"
+        )
+        self.words = words
+
+
+def ended_words(host: str, vm: str, memory: str, qemu: str) -> str:
+    """Which of a VM's processes have ended by themselves, and how, by the ends of each in words; "" if none has."""
+    ends = (("QEMU", qemu), ("the memory process", memory))
+    return ", and ".join(f"{what} of vm {vm} on host {host} {how}" for what, how in ends if how)
 
 
 @dataclass
@@ -63,19 +79,43 @@ async def start_incoming(host: Host, folder: VmFolder, spec: VmSpec) -> VmParts:
 async def _start(
     host: Host, folder: VmFolder, spec: VmSpec, role: MemoryRole, start: Callable[[MachineOptions], Awaitable[Machine]]
 ) -> VmParts:
-    memory = await _spawn_memory(host, folder, spec)
+    memory: MemoryProcess | None = None
+    machine: Machine | None = None
     try:
+        memory = await _spawn_memory(host, folder, spec)
         with _memfd(memory) as ram_fd:
             machine = await start(await _machine_options(host, folder, spec, ram_fd, incoming=role is MemoryRole.INCOMING))
+        await memory.attach(machine.qemu_pid, role)
+    except BaseException as error:
         try:
-            await memory.attach(machine.qemu_pid, role)
-        except BaseException:
-            await asyncio.shield(machine.kill())
+            if isinstance(error, ArchitectError) and (words := await _what_ended(host, spec, error, memory, machine)):
+                raise PartEndedError(spec.request.name, words) from error
             raise
-    except BaseException:
-        await asyncio.shield(_end_memory(memory))
-        raise
+        finally:
+            await asyncio.shield(_undo_start(memory, machine))
     return VmParts(memory, machine)
+
+
+async def _what_ended(
+    host: Host, spec: VmSpec, error: ArchitectError, memory: MemoryProcess | None, machine: Machine | None
+) -> str:
+    """What a start that failed has to do with it, before undoing it ends the rest."""
+    how_memory = error.how if isinstance(error, MemoryStartError) else ""
+    how_qemu = error.how if isinstance(error, MachineStartError) else ""
+    if memory is not None:
+        how_memory = await memory.wait_ending()
+    if machine is not None:
+        how_qemu = machine.how_it_ended()
+    return ended_words(host.config.name, spec.request.name, how_memory, how_qemu)
+
+
+async def _undo_start(memory: MemoryProcess | None, machine: Machine | None) -> None:
+    try:
+        if machine is not None:
+            await machine.kill()
+    finally:
+        if memory is not None:
+            await _end_memory(memory)
 
 
 async def find_parts(host: Host, folder: VmFolder, spec: VmSpec) -> VmParts:

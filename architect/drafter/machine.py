@@ -44,6 +44,14 @@ _STANDING = ("paused", "prelaunch", "postmigrate", "io-error")
 _INCOMPATIBLE = ("support requested feature", "unable to find CPU model", "unsupported machine type", "Machine type", "cpu model")
 
 
+class MachineStartError(HostError):
+    """QEMU ended before its monitor answered. `how`: in words to follow its name."""
+
+    def __init__(self, thing: str, how: str, next_step: str) -> None:
+        super().__init__(thing, how, next_step)
+        self.how = how
+
+
 class Machine:
     """A running QEMU under our control, made by `start` or `reattach`.
 
@@ -66,7 +74,7 @@ class Machine:
         """Start QEMU and wait until its monitor answers. On failure and on cancellation nothing is left running.
 
         Raises:
-            HostError: QEMU could not be started, or ended at once; carries its last words.
+            HostError: QEMU could not be started; or it ended at once (MachineStartError), which carries its last words.
             IncompatibleError: this QEMU cannot build the spec's hardware (CPU model, machine type).
             ConflictError: a machine runs in this run folder.
         """
@@ -290,9 +298,7 @@ class Machine:
         """Its end in words, to follow QEMU's name; "" while it lives. What QEMU said last is told if it ended by itself."""
         if not self.is_ending and self.is_running:
             return ""
-        status = self._process.exit_status
-        words = self.last_words() if status is None or status > 0 else ""
-        return f"{ending(status)} ({words})" if words else ending(status)
+        return ending(self._process.exit_status, self.last_words())
 
     def trim_console(self, bytes_max: int = CONSOLE_BYTES_MAX) -> None:
         """Empty the console's log once it is longer than that. QEMU appends, so it goes on at the start."""
@@ -351,10 +357,10 @@ async def _start_error(process: QemuProcess, options: MachineOptions, log: Path)
         return HostError(
             thing, f"its monitor did not answer in {options.start_timeout_s} s", f"see {log}; the host may be overloaded"
         )
-    words = last_line(log) or f"ended with status {status}"
+    words = last_line(log)
     if any(sign in words for sign in _INCOMPATIBLE):
         return IncompatibleError(thing, words, "run it on a host whose QEMU has this machine type and CPU model")
-    return HostError(thing, words, f"see {log}")
+    return MachineStartError(thing, ending(status, words), f"see {log}")
 
 
 async def _end(process: QemuProcess) -> None:

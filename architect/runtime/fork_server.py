@@ -31,7 +31,7 @@ from collections.abc import Callable
 import msgspec
 
 from architect.errors import HostError
-from architect.runtime.process_end import has_ended
+from architect.runtime.process_end import has_ended, known_exit_status
 
 READY = b"ready"
 REQUEST_BYTES_MAX = 64 << 10
@@ -51,6 +51,10 @@ class ForkedProcess:
     def has_ended(self) -> bool:
         """Whether it is gone."""
         return has_ended(self._pidfd)
+
+    async def exit_status(self) -> int | None:
+        """How it has ended, as `Popen.returncode`, once its end is known; None: that does not become known."""
+        return await known_exit_status(self._pidfd)
 
     def kill(self) -> None:
         """SIGKILL, to exactly this process. Idempotent."""

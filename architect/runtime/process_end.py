@@ -5,6 +5,7 @@ Source: linux/pidfd.h, PIDFD_GET_INFO with PIDFD_INFO_EXIT (Linux 6.15): known f
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -12,6 +13,8 @@ import select
 import signal
 import struct
 
+REAPED_WITHIN_S = 0.5
+_POLL_S = 0.002
 _INFO_BYTES = 64
 _GET_INFO = 0xC000FF0B | _INFO_BYTES << 16
 _INFO_EXIT = 1 << 3
@@ -36,12 +39,22 @@ def exit_status(pidfd: int) -> int | None:
     return None
 
 
-def ending(status: int | None) -> str:
-    """The end in words, to follow the process's name."""
-    if status is None:
-        return "ended"
-    if status >= 0:
-        return f"ended with exit status {status}"
+async def known_exit_status(pidfd: int) -> int | None:
+    """As `exit_status`, of a process that has ended or is about to: waits for its parent to reap it, REAPED_WITHIN_S at most."""
+    for _ in range(int(REAPED_WITHIN_S / _POLL_S)):
+        if (status := exit_status(pidfd)) is not None:
+            return status
+        await asyncio.sleep(_POLL_S)
+    return None
+
+
+def ending(status: int | None, words: str = "") -> str:
+    """The end in words, to follow the process's name. `words`, its last ones, are told if it ended by itself, and not well."""
+    if status is None or status > 0:
+        how = "ended" if status is None else f"ended with exit status {status}"
+        return f"{how} ({words})" if words else how
+    if status == 0:
+        return "ended with exit status 0"
     try:
         name = signal.Signals(-status).name
     except ValueError:

@@ -19,8 +19,8 @@ from typing import Any
 import msgspec
 
 from architect.errors import ArchitectError, HostError, UnavailableError
-from architect.runtime.fork_server import ForkServer
-from architect.runtime.process_end import ending, exit_status, has_ended
+from architect.runtime.fork_server import ForkedProcess, ForkServer
+from architect.runtime.process_end import ending, exit_status, has_ended, known_exit_status
 from architect.runtime.rpc import Channel, open_channel
 from architect.silo import memory_messages as m
 from architect.silo.memory_role import MemoryRole
@@ -35,7 +35,11 @@ _POLL_S = 0.002
 
 
 class MemoryStartError(HostError):
-    """The memory process did not start."""
+    """The memory process did not start. `how`: how it ended, in words to follow its name; "" if it did not."""
+
+    def __init__(self, thing: str, cause: str, next_step: str, how: str = "") -> None:
+        super().__init__(thing, cause, next_step)
+        self.how = how
 
 
 class MemoryOptions(msgspec.Struct, frozen=True):
@@ -68,7 +72,7 @@ class MemoryProcess:
         goes on with its QEMU.
 
         Raises:
-            MemoryStartError: it ended at once; its last words are the cause.
+            MemoryStartError: it ended at once; how it did, with its last words, is the cause.
         """
         options.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         (options.run_dir / PID_NAME).unlink(missing_ok=True)
@@ -83,12 +87,17 @@ class MemoryProcess:
             async with asyncio.timeout(START_TIMEOUT_S):
                 while not (options.run_dir / PID_NAME).exists():
                     if process.has_ended():
-                        raise _not_started(log_path)
+                        raise await _ended_at_once(process, log_path)
                     await asyncio.sleep(_POLL_S)
             return await cls.reattach(options.run_dir)
         except TimeoutError as error:
             process.kill()
-            raise _not_started(log_path) from error
+            raise MemoryStartError("memory process", "it did not start in time", f"see {log_path}") from error
+        except UnavailableError as error:
+            if process.has_ended():
+                raise await _ended_at_once(process, log_path) from error
+            process.kill()
+            raise
         except BaseException:
             process.kill()
             raise
@@ -127,6 +136,12 @@ class MemoryProcess:
         if self._pidfd < 0 or not has_ended(self._pidfd):
             return ""
         return ending(exit_status(self._pidfd))
+
+    async def wait_ending(self) -> str:
+        """As `how_it_ended`, of one that may just be ending: its connection ends first, its parent reaps it last."""
+        if self._pidfd >= 0 and (self.is_closed or has_ended(self._pidfd)):
+            await known_exit_status(self._pidfd)
+        return self.how_it_ended()
 
     async def wait_closed(self) -> None:
         """Until the connection has ended, with the process or by `close`."""
@@ -279,6 +294,7 @@ class MemoryProcess:
         return await self._channel.call(message, timeout_s=timeout_s)
 
 
-def _not_started(log_path: Path) -> MemoryStartError:
+async def _ended_at_once(process: ForkedProcess, log_path: Path) -> MemoryStartError:
     lines = log_path.read_text(errors="replace").strip().splitlines()
-    return MemoryStartError("memory process", lines[-1] if lines else "it did not start in time", f"see {log_path}")
+    how = ending(await process.exit_status(), lines[-1] if lines else "")
+    return MemoryStartError("memory process", how, f"see {log_path}", how)

@@ -12,6 +12,8 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,6 +29,8 @@ from tests.host.fault_table import Victim
 
 PROGRAMS = Path(__file__).parent / "programs"
 SLOW_RATE = "60mbit"
+STARTED_S = 60.0
+LOOK_S = 0.002
 FILLER = "filler"
 
 
@@ -75,6 +79,37 @@ def _killed(find: Callable[[Scene], list[ProcessIdentity]], scene: Scene) -> Ite
 
 def _killing(find: Callable[[Scene], list[ProcessIdentity]]) -> Callable[[Scene], contextlib.AbstractContextManager[None]]:
     return lambda scene: _killed(find, scene)
+
+
+@contextlib.contextmanager
+def _killed_at_target(find: Callable[[FaultRig, str, str], list[ProcessIdentity]], scene: Scene) -> Iterator[None]:
+    """As `_killed`; of a VM that has none at the target, because it is only about to be started there, as soon as it has."""
+    awaited = {vm for vm in scene.vms if not find(scene.faults, scene.target, vm)}
+    ends_s = time.monotonic() + STARTED_S
+
+    def kill_what_starts() -> None:
+        while awaited and time.monotonic() < ends_s:
+            for vm in list(awaited):
+                for process in find(scene.faults, scene.target, vm):
+                    awaited.discard(vm)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process.pid, signal.SIGKILL)
+            time.sleep(LOOK_S)
+
+    looking = threading.Thread(target=kill_what_starts)
+    with _killed(lambda scene: [process for vm in scene.vms for process in find(scene.faults, scene.target, vm)], scene):
+        looking.start()
+        try:
+            yield
+        finally:
+            looking.join()
+    assert not awaited, f"nothing was started at {scene.target} for {awaited}"
+
+
+def _killing_at_target(
+    find: Callable[[FaultRig, str, str], list[ProcessIdentity]],
+) -> Callable[[Scene], contextlib.AbstractContextManager[None]]:
+    return lambda scene: _killed_at_target(find, scene)
 
 
 def _qemus(scene: Scene, host: str) -> list[ProcessIdentity]:
@@ -201,9 +236,9 @@ def _frozen(scene: Scene, host: str) -> Iterator[None]:
 
 STRIKES: dict[Victim, Callable[[Scene], contextlib.AbstractContextManager[None]]] = {
     Victim.SOURCE_QEMU: _killing(lambda scene: _qemus(scene, scene.source)),
-    Victim.TARGET_QEMU: _killing(lambda scene: _qemus(scene, scene.target)),
+    Victim.TARGET_QEMU: _killing_at_target(FaultRig.qemus),
     Victim.SOURCE_MEMORY: _killing(lambda scene: _memories(scene, scene.source)),
-    Victim.TARGET_MEMORY: _killing(lambda scene: _memories(scene, scene.target)),
+    Victim.TARGET_MEMORY: _killing_at_target(FaultRig.memories),
     Victim.SOURCE_AGENT: _killing(lambda scene: [scene.faults.agent(scene.source)]),
     Victim.TARGET_AGENT: _killing(lambda scene: [scene.faults.agent(scene.target)]),
     Victim.SOURCE_PAIR: _killing(lambda scene: _pair(scene, scene.source)),

@@ -160,9 +160,9 @@ def _row(opening: str, starting: str, copying: str, stopped: str, taking: str, o
 EXPECTED: dict[Victim, _Row] = {
     #                          opening starting copying stopped taking owned filling undoing
     Victim.SOURCE_QEMU: _row("l", "l", "l", "l", "t", "t", "t", "l"),
-    Victim.TARGET_QEMU: _row("", "", "s", "s", "s", "l", "l", ""),
+    Victim.TARGET_QEMU: _row("", "s", "s", "s", "s", "l", "l", ""),
     Victim.SOURCE_MEMORY: _row("t", "st", "s", "s", "t", "t", "t", "s"),
-    Victim.TARGET_MEMORY: _row("", "", "s", "s", "st", "t", "t", ""),
+    Victim.TARGET_MEMORY: _row("", "s", "s", "s", "st", "t", "t", ""),
     Victim.SOURCE_AGENT: _row("s", "s", "s", "s", "st", "t", "t", "s"),
     Victim.TARGET_AGENT: _row("s", "s", "s", "s", "s", "t", "t", "s"),
     Victim.SOURCE_PAIR: _row("s", "s", "s", "s", "st", "t", "t", "s"),

@@ -20,7 +20,10 @@ def _kernel() -> tuple[int, ...]:
     return tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
 
 
-@pytest.mark.skipif(_kernel() < (6, 15), reason="needs Linux 6.15: PIDFD_INFO_EXIT")
+needs_pidfd_info = pytest.mark.skipif(_kernel() < (6, 15), reason="needs Linux 6.15: PIDFD_INFO_EXIT")
+
+
+@needs_pidfd_info
 @pytest.mark.parametrize(("last", "status"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", -9), ("pass", 0)])
 def test_the_status_of_anybodys_child_is_known_once_it_was_reaped(last: str, status: int) -> None:
     program = f"import os, sys; sys.stdin.read(); {last}"
@@ -55,6 +58,10 @@ def test_an_end_is_told_in_words() -> None:
     assert ending(-99) == "was killed by signal 99"
     assert ending(1) == "ended with exit status 1"
     assert ending(None) == "ended"
+    assert ending(1, "no such disk") == "ended with exit status 1 (no such disk)"
+    assert ending(-signal.SIGKILL, "all is well") == "was killed by signal 9 (SIGKILL)", (
+        "what it said last has nothing to do with it"
+    )
 
 
 def test_nothing_is_known_by_a_descriptor_that_is_no_pidfd() -> None:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
-from architect.cli.client import Client, StreamBrokenError, segment
+from architect.cli.client import Client, segment
+from architect.cli.going_on import Lasting, followed, known
 from architect.cli.image_word import absolute_image
 from architect.cli.output import VM_HEAD, Output, endpoint_text, fields, pause_text, vm_row
-from architect.cli.patience import PATIENCE_S, asked_again, resumed
+from architect.cli.patience import asked_again, resumed
 from architect.errors import ArchitectError, HandoverError, LostError, NotFoundError, OutcomeUnknownError
 from architect.model.handover_state import BEFORE_COMMIT
 from architect.model.sizes import format_size
 
 POLL_S = 0.3
 LOSS_LOOKS = 3
-CONTROL_AWAY = f"the control plane does not answer; it is waited for, up to {PATIENCE_S:.0f} s"
 
 
 def run(options: argparse.Namespace) -> int:
@@ -42,9 +43,9 @@ def run(options: argparse.Namespace) -> int:
         "host": options.host,
         "host_fsync": options.fsync == "host",
     }
-    vm = _followed(
-        client, output, _Lasting("/v1/vms", body, "vm", _wait_created, "vm {0} is made all the same; see `architect ps`")
-    )
+    thing = f"vm {options.name}" if options.name else f"run of {options.image}"
+    goes_on = "vm {name} is made all the same; see `architect ps`"
+    vm = followed(client, output, Lasting("/v1/vms", body, thing, "vm", _wait_created, goes_on))
     if output.as_json:
         output.document(vm)
     else:
@@ -54,47 +55,25 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-class _Lasting(NamedTuple):
-    """A request whose work goes on without who asked for it: under which key its progress names it, how it is waited for then."""
-
-    path: str
-    body: dict[str, Any]
-    key: str
-    wait: Callable[[Client, str], dict[str, Any]]
-    goes_on: str
-
-
-def _followed(client: Client, output: Output, request: _Lasting) -> dict[str, Any]:
-    """The result; its progress is told, a control plane that goes away is waited for."""
-    identity = ""
-    try:
-        try:
-            for item in client.stream("POST", request.path, request.body):
-                if "result" in item:
-                    result: dict[str, Any] = item["result"]
-                    return result
-                identity = item.get(request.key) or identity
-                output.progress(item["progress"])
-        except StreamBrokenError:
-            if not identity:
-                raise
-        output.progress(CONTROL_AWAY)
-        return request.wait(client, identity)
-    except KeyboardInterrupt:
-        if identity:
-            output.note(request.goes_on.format(identity))
-        raise
-
-
-def _wait_created(client: Client, identity: str) -> dict[str, Any]:
+def _wait_created(client: Client, identity: str, thing: str) -> dict[str, Any]:
     while True:
         try:
-            vm: dict[str, Any] = asked_again(lambda: client.get(f"/v1/vms/{identity}"))
+            vm = known(client, f"/v1/vms/{identity}", thing, "`architect ps`")
         except NotFoundError as error:
-            raise OutcomeUnknownError(f"vm {identity}", "its creation failed", "see `architect events` for why") from error
+            raise _why_not_created(client, identity, thing) from error
         if vm["state"] != "creating":
             return vm
         time.sleep(POLL_S)
+
+
+def _why_not_created(client: Client, identity: str, thing: str) -> ArchitectError:
+    """The control plane that has told the failure to nobody has written it down."""
+    why, step = "", "see `architect events` for why"
+    with contextlib.suppress(ArchitectError):
+        for event in client.stream("GET", "/v1/events", after=0, follow=False):
+            if event.get("vm_id") == identity and event["kind"] == "vm-creation-failed":
+                why, _, step = event["message"].rpartition("; ")
+    return OutcomeUnknownError(thing, f"its creation failed: {why}" if why else "its creation failed", step)
 
 
 def list_vms(options: argparse.Namespace) -> int:
@@ -186,8 +165,8 @@ def migrate(options: argparse.Namespace) -> int:
     body = {"to": options.to, "mode": options.mode, "verify": options.verify, "bandwidth_bytes_s": options.bandwidth}
     body["compression"] = options.compression
     path = f"/v1/vms/{segment('vm', options.vm)}/migrate"
-    goes_on = "the move {0} goes on; `architect events -f` shows it"
-    move = _followed(client, output, _Lasting(path, body, "migration", _wait_moved, goes_on))
+    goes_on = "the move {id} goes on; `architect events -f` shows it"
+    move = followed(client, output, Lasting(path, body, f"move of {options.vm}", "migration", _wait_moved, goes_on))
     if output.as_json:
         output.document(move)
     if move["outcome"] != "done":
@@ -219,9 +198,9 @@ def _failure(client: Client, move: dict[str, Any]) -> ArchitectError:
     return HandoverError(f"move of {name}", reason, f"see `architect inspect {name}` and try again")
 
 
-def _wait_moved(client: Client, identity: str) -> dict[str, Any]:
+def _wait_moved(client: Client, identity: str, thing: str) -> dict[str, Any]:
     while True:
-        found: dict[str, Any] = asked_again(lambda: client.get(f"/v1/migrations/{identity}"))
+        found = known(client, f"/v1/migrations/{identity}", thing, "`architect events`")
         if found["outcome"]:
             return found
         time.sleep(POLL_S)

@@ -19,12 +19,14 @@ LINES_QUEUED_MAX = 64
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """A line for people; `fraction` of the work done where it is known; `vm` and `migration` are the ids of what it is about."""
+    """A line for people; `fraction` of the work done where it is known; `vm` and `migration` are the ids of what it is about,
+    `name` is the VM's."""
 
     progress: str
     fraction: float | None = None
     migration: str | None = None
     vm: str | None = None
+    name: str | None = None
 
 
 class Follower:

@@ -60,8 +60,9 @@ def _changing_routes(router: APIRouter, fabric: Fabric) -> None:
     async def run(body: RunBody) -> Response:
         """Run a VM; the stream ends when it runs. It is created also if the client leaves."""
         record, follower = await run_vm(fabric, body.wish())
+        name = record.request.name
         return await lines(
-            _followed(fabric, record.id, follower, Progress(f"{record.request.name} goes to {record.host}", vm=record.id))
+            _followed(fabric, record.id, follower, Progress(f"{name} goes to {record.host}", vm=record.id, name=name))
         )
 
     @router.post("/vms/{vm}/stop", responses=answers("the VM, stopped", VmView))

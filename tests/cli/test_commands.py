@@ -59,12 +59,12 @@ def line_of(done: subprocess.CompletedProcess[bytes]) -> str:
 
 def hold_moves(rig: ProcessRig) -> asyncio.Event:
     """Moves stop before their switchover from now on."""
-
-    async def gate() -> asyncio.Event:
-        return asyncio.Event()
-
-    held = rig.world.hold[HandoverState.SWITCHOVER] = rig.call(gate())
+    held = rig.world.hold[HandoverState.SWITCHOVER] = rig.call(_event())
     return held
+
+
+async def _event() -> asyncio.Event:
+    return asyncio.Event()
 
 
 def let_go(rig: ProcessRig, held: asyncio.Event) -> None:
@@ -373,7 +373,7 @@ def test_a_second_control_plane_is_refused(shared: ProcessRig) -> None:
     assert shared.json("host", "ls")
 
 
-def test_a_control_plane_that_is_killed_in_a_move_is_waited_for(tmp_path: Path) -> None:
+def test_a_control_plane_that_is_killed_in_a_move_or_a_creation_is_waited_for(tmp_path: Path) -> None:
     with process_rig(tmp_path, "aws-1", "gcp-1") as one:
         one.json("run", "oci:./image", "--name", "web", "--host", "aws-1")
 
@@ -399,6 +399,21 @@ def test_a_control_plane_that_is_killed_in_a_move_is_waited_for(tmp_path: Path) 
         assert line == b"again\n", (line, logs.poll(), logs.communicate())
         logs.kill()
         logs.communicate()
+
+        one.world.run_gate = one.call(_event())  # and in a creation, that fails before it is back
+        running = one.start_cli("run", "oci:./image", "--host", "aws-1")
+        assert running.stderr is not None
+        name = running.stderr.readline().decode().partition(" ")[0]
+        one.kill_control()
+        one.world.refuse_run = InvalidImageError("image oci:/x", "has no layers", "build it again")
+        one.start_control()
+        for agent in one.world.agents.values():
+            one.call(agent.disconnect())
+            one.connect(agent)
+        _, error = running.communicate(timeout=40)
+        last = error.decode().splitlines()[-1]
+        assert last == f"architect: vm {name}: its creation failed: image oci:/x: has no layers; build it again"
+        assert running.returncode == 7, "its kind is not known any more"
         assert "Traceback" not in one.log()
 
 

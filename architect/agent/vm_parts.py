@@ -223,6 +223,7 @@ async def _machine_options(host: Host, folder: VmFolder, spec: VmSpec, ram_fd: i
         vm_generation_id=GENERATION_ID,
         uid=host.config.vm_uid,
         shim=host.shim,
+        label=f"QEMU of vm {request.name} on host {host.config.name}",
     )
 
 

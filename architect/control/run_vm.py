@@ -25,6 +25,7 @@ from architect.control.records import Desired, EventKind, VmRecord
 from architect.control.rooms import host_state, room_at, rooms
 from architect.control.sightings import note_answer
 from architect.control.views import vm_view
+from architect.control.vm_names import error_by_name
 from architect.errors import ArchitectError, CapacityError, ConflictError, UnavailableError, UsageError
 from architect.model.endpoints import Publish
 from architect.model.ids import HostName, VmId, check_name, vm_id
@@ -248,6 +249,7 @@ async def _make(fabric: Fabric, vm: VmId) -> None:
 async def _undo(fabric: Fabric, vm: VmId, failure: ArchitectError) -> None:
     """Leave a tombstone, which the reconciler clears from host and edge; tell why."""
     record = fabric.book.vms[vm]
+    failure = error_by_name(failure, vm, record.request.name)
     async with fabric.book.change() as change:
         change.put(msgspec.structs.replace(record, desired=Desired.REMOVED, state=VmState.STOPPED, reason=str(failure)))
         change.say(EventKind.VM_CREATION_FAILED, str(failure), vm=record)

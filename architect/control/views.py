@@ -10,6 +10,7 @@ from architect.control.fabric import Fabric
 from architect.control.records import EventKind, EventRecord, HostRecord, MigrationRecord, VmRecord
 from architect.control.remove_host import needed_for
 from architect.control.rooms import HostState, free_bytes, host_state
+from architect.control.vm_names import by_name
 from architect.model.endpoints import Endpoint
 from architect.model.handover_span import Span
 from architect.model.handover_state import HandoverState
@@ -156,7 +157,7 @@ def vm_view(fabric: Fabric, record: VmRecord) -> VmView:
         name=record.request.name,
         image=record.request.image,
         state=VmState.MIGRATING if moving else record.state,
-        reason=record.reason or fabric.stuck.get(record.id, ""),
+        reason=by_name(record.reason or fabric.stuck.get(record.id, ""), record.id, record.request.name),
         host=record.host,
         term=record.term,
         exit_code=record.exit_code,
@@ -179,7 +180,7 @@ def migration_view(record: MigrationRecord) -> MigrationView:
         target=record.target,
         mode=(report.mode if report is not None else record.mode).value,
         outcome=outcome,
-        reason=record.reason,
+        reason=by_name(record.reason, record.vm, record.vm_name),
         total_s=_total_s(record),
         downtime_ms=report.downtime_ms if report is not None else None,
         rounds=report.rounds if report is not None else 0,
@@ -227,7 +228,7 @@ def _event_view(record: EventRecord, move: MigrationRecord | None) -> EventView:
         kind=record.kind.value,
         vm=record.vm,
         host=record.host,
-        message=record.message,
+        message=by_name(record.message, record.vm_id, record.vm),
         vm_id=record.vm_id,
         migration=record.migration,
         sequence=record.sequence,

@@ -80,7 +80,9 @@ class Machine:
         """
         if (found := find_machine(options.run_dir)) is not None:
             found.close()
-            raise ConflictError(f"{options.name}: {options.run_dir}", "a machine runs there", "reattach to it, or destroy it first")
+            raise ConflictError(
+                f"{options.called}: {options.run_dir}", "a machine runs there", "reattach to it, or destroy it first"
+            )
         log = options.run_dir / "qemu.log"
         with InheritedFiles(options) as files:
             jail = Jail(options.uid, options.shim, kvm=options.spec.accelerator == "kvm")
@@ -88,7 +90,7 @@ class Machine:
         machine: Machine | None = None
         try:
             fsync = options.disk is not None and options.disk.host_fsync
-            record = MachineRecord(options.name, process.identity, options.spec, options.shim is not None, fsync)
+            record = MachineRecord(options.name, process.identity, options.spec, options.shim is not None, fsync, options.label)
             write_record(options.run_dir, record)
             try:
                 machine = await cls._greet(record, options.run_dir, process, options.start_timeout_s)
@@ -98,7 +100,7 @@ class Machine:
                 raise await _start_error(process, options, log) from error
             if options.shim is not None and not process.has_uffd:
                 raise HostError(
-                    f"{options.name}: {options.shim}", "made no userfaultfd", f"see {log}; let uid {options.uid} read it"
+                    f"{options.called}: {options.shim}", "made no userfaultfd", f"see {log}; let uid {options.uid} read it"
                 )
             process.calm()
         except BaseException:
@@ -125,7 +127,7 @@ class Machine:
 
     @classmethod
     async def _greet(cls, record: MachineRecord, run_dir: Path, process: QemuProcess, timeout_s: float) -> Machine:
-        qmp = await connect_qmp(run_dir / "qmp.sock", record.name, process.pid, timeout_s)
+        qmp = await connect_qmp(run_dir / "qmp.sock", record.called, process.pid, timeout_s)
         try:
             return cls(record, run_dir, process, qmp, await StateFile.make(qmp, record.name))
         except BaseException:
@@ -134,8 +136,8 @@ class Machine:
 
     @property
     def name(self) -> str:
-        """The VM's id."""
-        return self._record.name
+        """What errors call it."""
+        return self._record.called
 
     @property
     def spec(self) -> MachineSpec:
@@ -350,7 +352,7 @@ def find_machine(run_dir: Path) -> QemuProcess | None:
 
 async def _start_error(process: QemuProcess, options: MachineOptions, log: Path) -> ArchitectError:
     """Why the monitor never answered."""
-    thing = f"{options.name}: {options.binary}"
+    thing = f"{options.called}: {options.binary}"
     try:
         status = await process.wait(1.0)
     except TimeoutError:

@@ -28,7 +28,7 @@ class InheritedFiles:
             self.command = self._open()
         except OSError as error:
             self._stack.close()
-            raise HostError(f"{options.name}: {error.filename or options.run_dir}", str(error), "see that it exists") from error
+            raise HostError(f"{options.called}: {error.filename or options.run_dir}", str(error), "see that it exists") from error
         except BaseException:
             self._stack.close()
             raise
@@ -83,7 +83,7 @@ class InheritedFiles:
         # QEMU opens it again by /proc/self/fd, as its own uid.
         descriptor = self._file(path, os.O_RDONLY)
         if not os.fstat(descriptor).st_mode & 0o004:
-            raise HostError(f"{self._options.name}: {path}", "not readable by the VM's user", f"chmod a+r {path}")
+            raise HostError(f"{self._options.called}: {path}", "not readable by the VM's user", f"chmod a+r {path}")
         return descriptor
 
     def _listener(self, path: Path) -> int:

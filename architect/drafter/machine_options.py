@@ -34,7 +34,8 @@ class DiskPaths(msgspec.Struct, frozen=True):
 class MachineOptions(msgspec.Struct, frozen=True):
     """How to start a machine.
 
-    :param name: the VM's id; shown in its process name and in errors.
+    :param name: the VM's id; shown in its process name.
+    :param label: what errors call it: `QEMU of vm web on host aws-1`; "" is its name.
     :param run_dir: a folder of this machine alone, on this host; sockets, logs and the record live there.
     :param ram_fd: a memfd of `spec.memory_bytes`, the guest's memory; the caller keeps its own descriptor.
     :param tap_fd: an open tap (IFF_VNET_HDR); the caller may close it afterwards. None: a NIC without a network.
@@ -59,6 +60,12 @@ class MachineOptions(msgspec.Struct, frozen=True):
     shim: Path | None = None
     binary: str = "qemu-system-x86_64"
     start_timeout_s: float = 15.0
+    label: str = ""
+
+    @property
+    def called(self) -> str:
+        """What errors call it."""
+        return self.label or self.name
 
 
 class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,6 +76,12 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spec: MachineSpec
     has_uffd: bool
     host_fsync: bool
+    label: str = ""
+
+    @property
+    def called(self) -> str:
+        """What errors call it."""
+        return self.label or self.name
 
 
 _MACHINE_RECORD_DECODER = msgspec.json.Decoder(MachineRecord)

@@ -189,7 +189,7 @@ class HandoverDriver:
 
     async def _raise_when_given_up(self) -> None:
         await self._given_up.wait()
-        raise _GivenUpError(f"vm {self._plan.vm}", self._unwanted, "move it again if you want it elsewhere")
+        raise _GivenUpError(f"vm {self._plan.spec.request.name}", self._unwanted, "move it again if you want it elsewhere")
 
     async def _perform(self, actions: SourceActions, action: Action, state: SourceState) -> SourceEvent | None:
         try:

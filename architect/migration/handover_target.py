@@ -121,7 +121,9 @@ class HandoverTarget:
         for session in list(self._sessions.values()):
             if session.request.spec.id == vm and not session.state.step.is_terminal:
                 raise ConflictError(
-                    f"vm {vm}", f"is still arriving here ({session.state.step.value})", "wait for the end of that move"
+                    f"vm {session.request.spec.request.name}",
+                    f"is still arriving at host {self.facts.name} ({session.state.step.value})",
+                    "wait for the end of that move",
                 )
             if session.request.spec.id == vm:
                 await session.stop_greeting()
@@ -135,7 +137,8 @@ class HandoverTarget:
         check_target(request.spec, request.source, self.facts)
         vm = request.spec.id
         if vm in self._preparing:
-            raise ConflictError(f"vm {vm}", "is being prepared for here by another handover", "try again in a moment")
+            cause = f"host {self.facts.name} is being prepared for it by another move"
+            raise ConflictError(f"vm {request.spec.request.name}", cause, "try again in a moment")
         self._preparing.add(vm)
         try:
             await self._clear_the_way(request)
@@ -215,7 +218,7 @@ class HandoverTarget:
         except TimeoutError as error:
             cause = f"what host {self.facts.name} has of an earlier move of it could not be ended in {bound_s:g} s"
             raise UnavailableError(
-                f"vm {request.spec.id}", cause, "see whether its ownership log answers, and try again"
+                f"vm {request.spec.request.name}", cause, "see whether its ownership log answers, and try again"
             ) from error
 
     async def _end_leftovers(self, request: Prepare) -> None:
@@ -231,7 +234,9 @@ class HandoverTarget:
                 await self._agent.wait_known(vm)
         except TimeoutError as error:
             cause = f"was coming to host {self.facts.name} when its agent was started again, and is not found yet"
-            raise ConflictError(f"vm {vm}", cause, "try again in a moment, or choose another host") from error
+            raise ConflictError(
+                f"vm {request.spec.request.name}", cause, "try again in a moment, or choose another host"
+            ) from error
         left = [one for one in self._sessions.values() if one.request.spec.id == vm and not one.state.step.is_terminal]
         if not left:
             return

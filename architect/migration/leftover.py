@@ -28,7 +28,7 @@ def check_asker(request: Prepare, latest: OwnershipRecord | None) -> None:
     if latest is None or latest.kind is RecordKind.END or latest.host != request.source.name:
         owner = "nobody's" if latest is None or latest.kind is RecordKind.END else f"host {latest.host}'s"
         cause = f"by the ownership log it is {owner}, not host {request.source.name}'s to move"
-        raise ConflictError(f"vm {request.spec.id}", cause, "see `architect inspect` for where it runs")
+        raise ConflictError(f"vm {request.spec.request.name}", cause, "see `architect inspect` for where it runs")
 
 
 def check_ended(state: TargetState) -> None:
@@ -37,12 +37,12 @@ def check_ended(state: TargetState) -> None:
     Raises:
         ConflictError: so it is.
     """
-    vm, migration = state.request.spec.id, state.request.migration
+    vm, migration = state.request.spec.request.name, state.request.migration
     if state.step is TargetStep.RUNNING or state.owns:
-        raise ConflictError(f"vm {vm}", f"was taken over here by handover {migration}", "see `architect ps`")
+        raise ConflictError(f"vm {vm}", f"was taken over by host {state.host} in handover {migration}", "see `architect ps`")
     if not state.step.is_terminal:
         raise ConflictError(
-            f"vm {vm}", f"is being taken over here by handover {migration} ({state.step.value})", "wait for its end"
+            f"vm {vm}", f"is being taken over by host {state.host} in handover {migration} ({state.step.value})", "wait for its end"
         )
 
 
@@ -56,4 +56,4 @@ def check_newest(request: Prepare, latest: OwnershipRecord | None) -> None:
     assert latest is not None
     if latest.term != request.term:
         cause = f"record {latest.term} was written since this move began, by the one before it"
-        raise ConflictError(f"vm {request.spec.id}", cause, "move it again")
+        raise ConflictError(f"vm {request.spec.request.name}", cause, "move it again")

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
-from architect.errors import ArchitectError, HandoverError, LostError, UnavailableError
+from architect.errors import ArchitectError, HandoverError, LostError
 from architect.migration.action_bounds import action_bound_s, part_bounds, verify_bound_s
+from architect.migration.awaited import late
 from architect.migration.copy_looks import CopyLooks
 from architect.migration.found_vm import abort_record
 from architect.migration.handover_plan import HandoverPlan, MemoryCut, MemoryProgress, MirrorProgress, RoundStats
@@ -95,8 +96,7 @@ class SourceActions:
             async with asyncio.timeout(bound_s):
                 return await self._table[action](state)
         except TimeoutError as error:
-            cause = f"{action.value} took longer than {bound_s:g} s"
-            raise UnavailableError(f"vm {self._plan.spec.request.name}", cause, "try the move again, or to another host") from error
+            raise late(action, bound_s, self._plan.spec.request.name, self._plan.host, self._plan.target.name) from error
 
     def _make_table(self) -> dict[Action, Callable[[SourceState], Awaitable[SourceEvent | None]]]:
         machine, memory, flows = self._ports.machine, self._ports.memory, self._ports.flows
@@ -305,8 +305,8 @@ class SourceActions:
         assert cut is not None and Effect.PAUSED in state.effects
         await self._send_log_until(plan.limits.part_bytes)
         tail = await self._ports.log.read(self._log_sent, plan.limits.part_bytes)
-        if len(device_state) + len(tail) > BODY_BYTES_MAX:
-            raise HandoverError(f"vm {plan.vm}", f"its device state has {len(device_state)} bytes", "report this as a defect")
+        if (size := len(device_state) + len(tail)) > BODY_BYTES_MAX:
+            raise HandoverError(f"vm {plan.spec.request.name}", f"its device state has {size} bytes", "report this as a defect")
         question = Cut(
             plan.migration, cut.root, len(device_state), self._log_sent, state.decision.postcopy, state.decision.disk_postcopy,
             self._full_hash,

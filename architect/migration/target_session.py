@@ -15,6 +15,7 @@ import msgspec
 
 from architect.errors import ArchitectError, ConflictError, HandoverError, PeerError, UnavailableError, described, remote_error
 from architect.migration.action_bounds import target_bound_s
+from architect.migration.awaited import late
 from architect.migration.ended_handover import EndedHandover
 from architect.migration.handover_plan import HandoverLimits
 from architect.migration.ports import MIRROR_TUNNEL, POSTCOPY_TUNNEL
@@ -135,7 +136,8 @@ class TargetSession:
                         listener = await self._ports.memory.open_target(self.request.migration)
                         await self._ports.memory.tunnel_connect(MIRROR_TUNNEL, export_path)
             except TimeoutError as error:
-                raise UnavailableError(self._thing, "the machine did not start in time", "choose another target host") from error
+                cause = f"its machine on host {self._setting.host} did not start in {self._setting.limits.start_timeout_s:g} s"
+                raise UnavailableError(self._thing, cause, "choose another target host") from error
             self._state = advance(self._state, Started())
             return listener
 
@@ -291,7 +293,8 @@ class TargetSession:
             async with asyncio.timeout(bound_s):
                 return await self._table[action]()
         except TimeoutError as error:
-            raise UnavailableError(self._thing, f"{action.value} took longer than {bound_s:g} s", "try the move again") from error
+            name, source = self.request.spec.request.name, self.request.source.name
+            raise late(action, bound_s, name, self._setting.host, source) from error
 
     def _make_table(self) -> dict[TargetAction, Callable[[], Awaitable[TargetEvent | None]]]:
         machine, memory = self._ports.machine, self._ports.memory

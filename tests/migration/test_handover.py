@@ -469,7 +469,7 @@ def test_a_vm_is_prepared_for_by_one_handover_at_a_time(monkeypatch: pytest.Monk
         moving = asyncio.create_task(fabric.ask(fabric.request(1)))
         await asyncio.sleep(0.5)
         again = Prepare(MigrationId("mig-000000000002"), fabric.vm.spec, 1, fabric.hosts["h1"].facts, MigrationMode.AUTO)
-        with pytest.raises(ConflictError, match="by another handover"):
+        with pytest.raises(ConflictError, match="is being prepared for it by another move"):
             await fabric.target().prepare(again)
         assert (await moving).state is HandoverState.DONE
 

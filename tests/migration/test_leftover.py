@@ -41,13 +41,13 @@ def test_a_leftover_is_out_of_the_way_only_when_it_has_ended_without_the_vm(step
     if step in (TargetStep.FAILED, TargetStep.LOST):
         check_ended(state)
         return
-    with pytest.raises(ConflictError, match="taken over here"):
+    with pytest.raises(ConflictError, match="taken over by host b"):
         check_ended(state)
 
 
 def test_a_leftover_that_lost_the_vm_by_its_own_record_is_no_leftover() -> None:
     owned = TargetState(PREPARE, "b", step=TargetStep.LOST, record=record("b", RecordKind.RUN, PREPARE.term + 1))
-    with pytest.raises(ConflictError, match="was taken over here"):
+    with pytest.raises(ConflictError, match="was taken over by host b"):
         check_ended(owned)
 
 

@@ -31,7 +31,7 @@ def test_a_retry_is_taken_as_soon_as_the_killed_agent_is_back(kind: FaultKind) -
             result = simulate(struck(kind, call, phase))
             assert not result.violations, (call, phase, result.violations)
             reasons = [report.reason for report in result.reports]
-            assert not [reason for reason in reasons if "taken over here" in reason], (call, phase)
+            assert not [reason for reason in reasons if "taken over by host" in reason], (call, phase)
             assert not result.reports or result.reports[-1].state is HandoverState.DONE, (call, phase, reasons)
             failures += len(reasons) > 1
     assert failures > 3, "some moves failed and were asked for again"

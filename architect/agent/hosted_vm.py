@@ -21,8 +21,9 @@ from architect.agent.log_store import LogStore
 from architect.agent.memory_watch import MemoryEvents, keep_memory
 from architect.agent.vm_parts import VmParts, destroy_parts, ended_words
 from architect.agent.vm_record import VmFolder, VmPhase, VmRecord
+from architect.drafter.disk_mirror import JOB as MIRROR_JOB
 from architect.drafter.disk_postcopy import RemoteState, remote_state
-from architect.drafter.machine_event import DiskFailed, MachineEnded
+from architect.drafter.machine_event import BlockJobEnded, DiskFailed, MachineEnded
 from architect.errors import ArchitectError, ConflictError, HostError, InternalError
 from architect.model.sizes import MIB, round_up
 from architect.model.vm_spec import VmSpec
@@ -52,6 +53,7 @@ class HostedVm:
         self.memory_replaced: Callable[[MemoryProcess], Awaitable[None]] | None = None
         self.machine_end = ""
         self.ended_in_start = ""
+        self.mirror_error = ""
         self._ended_memory: MemoryProcess | None = None
         self.ended = asyncio.Event()
         self.taken_up = asyncio.Event()
@@ -192,6 +194,8 @@ class HostedVm:
                         async for event in events:
                             if isinstance(event, DiskFailed):
                                 disk.failed(event)
+                            if isinstance(event, BlockJobEnded) and event.job == MIRROR_JOB:
+                                self.mirror_error = event.error
                             if isinstance(event, MachineEnded):
                                 by_guest = f"ended, after its guest had ({event.shutdown})" if event.shutdown else ""
                                 self.machine_end = by_guest or parts.machine.how_it_ended()

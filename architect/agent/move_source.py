@@ -11,6 +11,7 @@ from architect.agent.disk_room import written_bytes
 from architect.agent.hosted_vm import HostedVm
 from architect.agent.memory_watch import wait_replaced
 from architect.agent.move_shared import close_tunnels, connect_unix, listen_tunnel, parts_of
+from architect.drafter.block_job import JobGoneError
 from architect.drafter.disk_mirror import DiskMirror
 from architect.drafter.frozen_file import freeze_overlay
 from architect.errors import HostError, OutcomeUnknownError, UnavailableError
@@ -41,6 +42,7 @@ class SourceMachine:
 
     async def start_mirror(self, path: str) -> None:
         """As the port says."""
+        self._vm.mirror_error = ""
         with contextlib.closing(connect_unix(path)) as connection:
             await DiskMirror(parts_of(self._vm).machine).start(connection.fileno())
 
@@ -48,7 +50,7 @@ class SourceMachine:
         """As the port says."""
         progress = await DiskMirror(parts_of(self._vm).machine).progress()
         if progress is None:
-            raise HostError(f"disk of vm {self._vm.record.request.name}", "its mirror has ended early", "see the target's disk")
+            raise self._mirror_has_ended()
         status = await parts_of(self._vm).memory.status()
         sent, saved = status.tunnel_bytes_sent, status.tunnel_bytes_saved
         allocated_bytes = await asyncio.to_thread(written_bytes, self._vm.folder.overlay)
@@ -56,7 +58,14 @@ class SourceMachine:
 
     async def finish_mirror(self) -> None:
         """As the port says."""
-        await DiskMirror(parts_of(self._vm).machine).finish()
+        try:
+            await DiskMirror(parts_of(self._vm).machine).finish()
+        except JobGoneError as error:
+            raise self._mirror_has_ended() from error
+
+    def _mirror_has_ended(self) -> HostError:
+        why = f": {self._vm.mirror_error}" if self._vm.mirror_error else ""
+        return HostError(f"disk of vm {self._vm.record.request.name}", f"its mirror has ended early{why}", "see the target's disk")
 
     async def cancel_mirror(self) -> None:
         """As the port says."""

@@ -14,6 +14,10 @@ END_TIMEOUT_S = 10.0
 _EVENTS = ("BLOCK_JOB_READY", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED", "BLOCK_JOB_ERROR")
 
 
+class JobGoneError(HostError):
+    """A job that is wanted has ended before."""
+
+
 class JobProgress(msgspec.Struct, frozen=True):
     """How a job stands. The total grows while the guest writes; `is_ready`: it has caught up and follows."""
 
@@ -57,10 +61,16 @@ async def finish_job(qmp: QmpConnection, vm: str, job: str, command: str, argume
 
     Raises:
         HostError: it ended badly; carries its error.
+        JobGoneError: it had ended before; only who listened then knows its error.
         TimeoutError: it has not ended; it may still.
     """
     with qmp.listen(*_EVENTS) as listener:
-        await qmp.execute(command, arguments)
+        try:
+            await qmp.execute(command, arguments)
+        except QmpRefusedError as error:
+            if await find_job(qmp, job) is not None:
+                raise
+            raise JobGoneError(f"{vm}: {job}", "has ended early", "see the disks and the connection on both hosts") from error
         ended = await _next_of(qmp, listener, job, timeout_s, until_ready=False)
         if not isinstance(ended, BlockJobEnded) or ended.cancelled or ended.error:
             raise _failure(vm, ended)

@@ -85,7 +85,7 @@ class DiskMirror:
         The node and the connection stay, which costs the pause nothing; `cancel` takes them away if the VM stays here.
 
         Raises:
-            HostError: the last writes may not have arrived: the target's disk must not be used.
+            HostError: the last writes may not have arrived: the target's disk must not be used. JobGoneError: it failed before.
             TimeoutError: neither may be said; the same holds.
         """
         # QEMU ends a mirror that has caught up well, and cancels one that has not.

@@ -9,13 +9,15 @@ from typing import Any, cast
 
 import pytest
 
-from architect.agent.move_source import SourceMemory
+from architect.agent.move_source import SourceMachine, SourceMemory
 from architect.agent.move_target import TargetMemory
 from architect.agent.vm_record import VmFolder
+from architect.drafter.qmp import QmpConnection
 from architect.errors import HostError
 from architect.model.compression import Compression
 from architect.model.ids import MigrationId, VmId
 from architect.silo import memory_messages as m
+from tests.drafter.test_qmp import line, monitor, with_monitor
 
 VM, MOVE = VmId("vm-000000000001"), MigrationId("mig-000000000001")
 
@@ -154,3 +156,25 @@ def test_a_move_that_is_undone_leaves_nothing_to_open_again(tmp_path: Path) -> N
         assert [path.name for path in (tmp_path / VM).iterdir()] == []
 
     asyncio.run(scenario())
+
+
+def _without_jobs(request: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+    """A QEMU whose mirror has ended."""
+    answer: dict[str, Any] = {"return": []}
+    if request["execute"] == "block-job-cancel":
+        answer = {"error": {"class": "DeviceNotActive", "desc": "Block job 'mirror' not found"}}
+    writer.write(line({**answer, "id": request["id"]}))
+
+
+@pytest.mark.parametrize(("error", "words"), [("No space left on device", ": No space left on device"), ("", "")])
+def test_a_mirror_that_is_gone_when_it_is_to_end_says_what_ended_it(tmp_path: Path, error: str, words: str) -> None:
+    async def use(qmp: QmpConnection) -> None:
+        machine = SimpleNamespace(qmp=qmp, name="QEMU of vm web on host aws-1")
+        record = SimpleNamespace(request=SimpleNamespace(name="web"))
+        vm = cast("Any", SimpleNamespace(parts=SimpleNamespace(machine=machine), record=record, mirror_error=error))
+        for ask in (SourceMachine(vm).finish_mirror, SourceMachine(vm).mirror_progress):
+            with pytest.raises(HostError) as raised:
+                await ask()
+            assert str(raised.value) == f"disk of vm web: its mirror has ended early{words}; see the target's disk"
+
+    with_monitor(tmp_path / "qmp", monitor(_without_jobs), use)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -142,6 +143,30 @@ def test_a_preempted_host_without_a_target_tells_so_and_is_emptied_when_one_appe
         rig.remove(name)
     for name in ("spot", "rescue"):
         rig.json("host", "rm", name)
+
+
+def test_a_target_whose_agent_was_killed_in_a_move_spoils_no_later_one_when_its_next_agent_comes(
+    rig: FabricRig, faults: FaultRig, busybox: str
+) -> None:
+    vm = rig.run(busybox, "spared", "--host", SOURCE, "--publish", "7777:7777", *TICKS)["id"]
+    log = StateFolder(rig.state_dir).ownership / vm
+    with contextlib.ExitStack() as dead:
+        dead.enter_context(faults.supervisor_stopped())
+        with faults.held("spared", SOURCE, TARGET, "source-hook") as move:
+            faults.kill(faults.agent(TARGET))
+        status, words = move.outcome()
+        assert (status, f"host {TARGET}" in words) == (10, True), words
+        newest = json.loads(max(log.glob("*.json")).read_bytes())
+        assert (newest["term"], newest["kind"], newest["host"]) == (2, "abort", SOURCE), (
+            "its number is used up by the source itself"
+        )
+        with faults.held("spared", SOURCE, "azure-1", "source-hook") as move:
+            dead.close()
+            faults.await_ready(TARGET)
+        status, words = move.outcome()
+        assert status == 0, words
+    assert faults.assert_lives("spared", vm) == "azure-1"
+    rig.remove("spared")
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from architect.cli.client import Client, segment
+from architect.cli.client import Client, StreamBrokenError, segment
 from architect.cli.output import HOST_HEAD, Output, event_line, host_row
 from architect.cli.patience import resumed
-from architect.errors import ConflictError, NotFoundError
+from architect.errors import ConflictError, NotFoundError, OutcomeUnknownError
 
 
 def list_hosts(options: argparse.Namespace) -> int:
@@ -30,11 +30,15 @@ def drain(options: argparse.Namespace) -> int:
     if options.off:
         host = client.post(f"{path}/open", {})
         return _tell(output, host, f"{host['name']} takes vms again")
-    for item in client.stream("POST", f"{path}/drain", {}):
-        if "result" in item:
-            moved = ", ".join(item["result"]["moved"])
-            return _tell(output, item["result"], f"{options.host} is empty" + (f": moved {moved}" if moved else ""))
-        output.progress(item["progress"])
+    try:
+        for item in client.stream("POST", f"{path}/drain", {}):
+            if "result" in item:
+                moved = ", ".join(item["result"]["moved"])
+                return _tell(output, item["result"], f"{options.host} is empty" + (f": moved {moved}" if moved else ""))
+            output.progress(item["progress"])
+    except StreamBrokenError as error:
+        step = f"see `architect host ls`: if {options.host} is draining, it is emptied on, else ask again"
+        raise OutcomeUnknownError(f"host {options.host}", f"its drain is lost sight of: {error.thing} went away", step) from error
     return 0
 
 
@@ -46,7 +50,7 @@ def remove(options: argparse.Namespace) -> int:
     if known is not None and known["vms"] and not options.force:
         raise ConflictError(
             f"host {options.host}",
-            f"has {known['vms']} vms",
+            f"has {known['vms']} vm{'s' if known['vms'] != 1 else ''}",
             f"`architect host drain {options.host}` first, or use --force to lose them",
         )
     was_local = _remove_local(options)

@@ -150,7 +150,8 @@ async def drain_host(fabric: Fabric, name: str) -> AsyncGenerator[Progress | Dra
             told = line
             yield Progress(line, 1 - len(left) / len(there))
         if not fabric.fleet.is_here(record.name):
-            raise UnavailableError(f"host {name}", f"is not connected, {len(left)} left on it", "they move when it is back")
+            names = ", ".join(vm.request.name for vm in left)
+            raise UnavailableError(f"host {name}", f"is not connected, and has {names} left", "they move when it is back")
         stuck = [vm for vm in left if vm.id in fabric.stuck]
         now_s = fabric.clock.monotonic_s()
         stuck_since_s = (stuck_since_s or now_s) if len(stuck) == len(left) else None

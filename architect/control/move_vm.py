@@ -23,6 +23,7 @@ from architect.control.records import Desired, EventKind, HostRecord, MigrationR
 from architect.control.rooms import HostState, host_state, is_gone, room_at
 from architect.control.unwanted_move import ask_to_give_up, why_unwanted
 from architect.control.views import migration_view
+from architect.control.vm_names import error_by_name
 from architect.errors import ArchitectError, CapacityError, ConflictError, LostError, NotFoundError, UnavailableError, UsageError
 from architect.model.compression import Compression
 from architect.model.handover_state import BEFORE_COMMIT, HandoverState, MigrationMode
@@ -138,7 +139,7 @@ def check_target(fabric: Fabric, vm: VmRecord, target: HostRecord) -> None:
     if isinstance(placement := place(vm.request.memory_bytes, [room_at(fabric, target)]), NoRoom):
         raise CapacityError(f"vm {vm.request.name}", placement.reason, "name a host with more room")
     if not fabric.fleet.is_here(vm.host):
-        raise UnavailableError(f"host {vm.host}", "which runs the vm is not connected", "try again when it is back")
+        raise UnavailableError(f"host {vm.host}", f"runs vm {vm.request.name}, and is not connected", "try again when it is back")
 
 
 async def drive_move(fabric: Fabric, identity: MigrationId) -> None:
@@ -308,7 +309,8 @@ async def _write(fabric: Fabric, record: MigrationRecord, error: ArchitectError 
             case _:
                 pass  # said before
     if record.state.is_terminal:
-        fabric.followers.finish(record.id, error if error is not None else migration_view(record))
+        named = error_by_name(error, record.vm, record.vm_name) if error is not None else None
+        fabric.followers.finish(record.id, named or migration_view(record))
 
 
 def _pause(report: MigrationReport | None) -> str:

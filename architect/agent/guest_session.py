@@ -38,7 +38,7 @@ class GuestSession:
         self.channel = GuestChannel(channel_path, f"vm {spec.request.name}", self._take, log_position=position)
 
     async def _take(self, record: LogRecord) -> None:
-        self._log.append(record.stream, record.seq, record.realtime_ns, record.data)
+        await self._log.take(record.stream, record.seq, record.realtime_ns, record.data)
 
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncIterator[GuestSession]:

@@ -1,32 +1,37 @@
 """The VM's output on this host: an append-only file of records, which moves with the VM.
 
-File: 16 bytes of header (magic, text offset of the first record), then records: ``u64 seq | u64 realtime_ns | u32 stream | u32
-length | data``, little-endian. `seq` is the guest channel's record number, so the file itself says what to acknowledge: a record is
-in the file whole or, after a crash in the middle of a write, cut off at the next open and sent again by the guest. Users see the
-text of all records joined; its offsets never change, also when old records are dropped to keep the file bounded.
+File: 24 bytes of header (magic, text offset of the first record, file offset of the first record), then records: ``u64 seq | u64
+realtime_ns | u32 stream | u32 length | data``, little-endian. `seq` is the guest channel's record number, so the file itself says
+what to acknowledge: a record is in the file whole or, after a crash in the middle of a write, cut off at the next open and sent
+again by the guest. Users see the text of all records joined.
+
+A log over its bound drops its older half: the header names a later first record, and what was before becomes a hole. So neither
+offset of what stays ever changes, the text's for readers nor the file's for a move, which may be in the middle of it. The file's
+length goes on growing (ext4 ends a file at 16 TiB); the room that it takes does not.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import struct
 import threading
-from bisect import bisect_right
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
 from pathlib import Path
 
 from architect.errors import HostError, NotFoundError
-from architect.runtime.whole_file import write_whole
+from architect.model.sizes import OUTPUT_BYTES_MAX
+from architect.runtime.file_hole import punch_hole
 
-MAGIC = 0x31474F4C48435241  # "ARCHLOG1"
-HEADER = struct.Struct("<QQ")
+MAGIC = 0x32474F4C48435241  # "ARCHLOG2"
+HEADER = struct.Struct("<QQQ")
 RECORD = struct.Struct("<QQII")
-LOG_BYTES_MAX = 64 << 20
 RECORD_BYTES_MAX = 64 << 10
 INDEX_STEP_BYTES = 64 << 10
 TEXT_READ_BYTES_MAX = 256 << 10
-SHRINK_STEP_BYTES = 1 << 20
+
+_log = logging.getLogger(__name__)
 
 
 class LogStore:
@@ -41,10 +46,11 @@ class LogStore:
         self.position = 0
         self.text_end = 0
         self._text_start = 0
+        self._first = self._end = HEADER.size
         self._index: list[tuple[int, int]] = []  # (text offset, file offset), sparse, ascending
         self._grown = asyncio.Event()
         self._closed = False
-        self._reading = threading.Lock()  # text is read in threads, while the file may be replaced or closed here
+        self._reading = threading.Lock()  # it is read in threads, while old records may be dropped or the file closed
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -56,11 +62,11 @@ class LogStore:
         header = os.pread(self._fd, HEADER.size, 0)
         if len(header) < HEADER.size or HEADER.unpack(header)[0] != MAGIC:
             os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, HEADER.pack(MAGIC, 0), 0)
-            header = HEADER.pack(MAGIC, 0)
-        self._text_start = self.text_end = HEADER.unpack(header)[1]
-        self.position, self._index = 0, []
-        at, size_bytes = HEADER.size, os.fstat(self._fd).st_size
+            header = HEADER.pack(MAGIC, 0, HEADER.size)
+            os.pwrite(self._fd, header, 0)
+        _, self._text_start, self._first = HEADER.unpack(header)
+        self.position, self.text_end, self._index = 0, self._text_start, []
+        at, size_bytes = self._first, os.fstat(self._fd).st_size
         while at + RECORD.size <= size_bytes:
             seq, _, _, length = RECORD.unpack(os.pread(self._fd, RECORD.size, at))
             if length > RECORD_BYTES_MAX or at + RECORD.size + length > size_bytes:
@@ -78,8 +84,26 @@ class LogStore:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the file."""
+        """Where the file ends; it takes less room, if old records were dropped."""
         return self._end
+
+    @property
+    def is_over_bound(self) -> bool:
+        """Whether it takes more room than it may: `drop_older_half`."""
+        return self._end - self._first > OUTPUT_BYTES_MAX
+
+    async def take(self, stream: int, seq: int, realtime_ns: int, data: bytes) -> None:
+        """As `append`, within the bound: the older half is dropped first, and the guest's next record waits until that is done.
+
+        Raises:
+            HostError: the disk is full; nothing was added.
+        """
+        if self.is_over_bound:
+            try:
+                await asyncio.to_thread(self.drop_older_half)
+            except HostError as error:
+                _log.error("%s", error)
+        self.append(stream, seq, realtime_ns, data)
 
     def append(self, stream: int, seq: int, realtime_ns: int, data: bytes) -> None:
         """Add a record; one that is there already (the guest sent it again) is skipped.
@@ -101,34 +125,35 @@ class LogStore:
         self._end += len(record)
         self._wake()
 
-    def shrink(self) -> None:
-        """Drop the older half of a log over its bound. Not while the VM moves: file offsets change.
+    def drop_older_half(self) -> None:
+        """Give back the room of the older half of a log over its bound; the newer one stays readable. Idempotent. It waits for the
+        disk: the new header is there before the old records go, or a crash of the machine would leave a log that begins in a hole.
 
         Raises:
-            HostError: the disk is full; nothing was dropped.
+            HostError: this file system makes no holes; the older half is dropped, but its room is not free.
         """
-        if self._end <= LOG_BYTES_MAX:
-            return
-        text_offset, at = self._index[len(self._index) // 2]
-        try:
-            write_whole(self._path, self._file_from(text_offset, at))
-        except OSError as error:
-            raise HostError(f"output log {self._path}", str(error), "make room on the host's disk") from error
         with self._reading:
-            os.close(self._fd)
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
-            self._load()
+            if not self.is_over_bound or self._fd < 0:
+                return
+            slot = bisect_left(self._index, self._end - OUTPUT_BYTES_MAX // 2, key=lambda entry: entry[1])
+            slot = min(slot, len(self._index) - 1)
+            text_offset, at = self._index[slot]
+            try:
+                os.pwrite(self._fd, HEADER.pack(MAGIC, text_offset, at), 0)
+                os.fdatasync(self._fd)
+                self._text_start, self._first = text_offset, at
+                del self._index[:slot]
+                punch_hole(self._fd, HEADER.size, at - HEADER.size)
+            except OSError as error:
+                raise HostError(f"output log {self._path}", str(error), "see the host's disk and its file system") from error
 
-    def _file_from(self, text_offset: int, at: int) -> Iterator[bytes]:
-        """The file that begins with the record at `at`, in parts."""
-        yield HEADER.pack(MAGIC, text_offset)
-        while block := os.pread(self._fd, SHRINK_STEP_BYTES, at):
-            yield block
-            at += len(block)
-
-    def read_file(self, offset: int, count: int) -> bytes:
-        """Bytes of the file itself, for the move."""
-        return os.pread(self._fd, min(count, max(0, self._end - offset)), offset)
+    def read_file(self, offset: int, count: int) -> tuple[tuple[int, bytes], ...]:
+        """The file's pieces from `offset` on, for the move: (where, bytes), at most `count` bytes of records. The last piece is the
+        records; they begin later than `offset` if some were dropped, and then the header, which says so, comes before them."""
+        with self._reading:
+            start = max(offset, self._first)
+            head = ((0, HEADER.pack(MAGIC, self._text_start, self._first)),) if start > offset else ()
+            return *head, (start, os.pread(self._fd, min(count, max(0, self._end - start)), start))
 
     def write_file(self, offset: int, data: bytes) -> None:
         """Put bytes of the source's file in place, at the target; repeats are harmless. `reload` makes them count."""

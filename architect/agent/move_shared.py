@@ -34,7 +34,7 @@ class VmLog:
         """As the port says."""
         return self._vm.log.size_bytes
 
-    async def read(self, offset: int, count: int) -> bytes:
+    async def read(self, offset: int, count: int) -> tuple[tuple[int, bytes], ...]:
         """As the port says."""
         return await asyncio.to_thread(self._vm.log.read_file, offset, count)
 

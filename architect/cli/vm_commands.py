@@ -17,7 +17,7 @@ from architect.cli.output import VM_HEAD, Output, endpoint_text, fields, pause_t
 from architect.cli.patience import asked_again, resumed
 from architect.errors import ArchitectError, HandoverError, LostError, NotFoundError, OutcomeUnknownError
 from architect.model.handover_state import BEFORE_COMMIT
-from architect.model.sizes import format_size
+from architect.model.sizes import OUTPUT_BYTES_MAX, format_size
 
 POLL_S = 0.3
 LOSS_LOOKS = 3
@@ -136,7 +136,7 @@ def logs(options: argparse.Namespace) -> int:
     """`architect logs`."""
     client, output = Client(options.state_dir), Output(as_json=options.json)
     path = f"/v1/vms/{segment('vm', options.vm)}/logs"
-    reached = 0
+    first, reached = 0, 0
 
     def parts() -> Iterator[dict[str, Any]]:
         return client.stream("GET", path, offset=reached, follow=options.follow)
@@ -146,6 +146,12 @@ def logs(options: argparse.Namespace) -> int:
         if "result" in part:
             break
         data = base64.b64decode(part["data"])
+        if part["offset"] > reached:
+            dropped, kept = format_size(part["offset"] - reached), format_size(OUTPUT_BYTES_MAX // 2)
+            output.note(
+                f"{dropped} of what {options.vm} printed is gone here: its host keeps the newest output only, at least {kept}"
+            )
+            first = first if gathered else part["offset"]
         reached = part["offset"] + len(data)
         if not output.as_json:
             sys.stdout.buffer.write(data)
@@ -155,7 +161,7 @@ def logs(options: argparse.Namespace) -> int:
         else:
             gathered += data
     if output.as_json and not options.follow:
-        output.document({"offset": 0, "text": gathered.decode(errors="replace")})
+        output.document({"offset": first, "text": gathered.decode(errors="replace")})
     return 0
 
 

@@ -40,14 +40,15 @@ class EdgePort(Protocol):
 
 
 class LogPort(Protocol):
-    """The VM's output so far, which moves with it."""
+    """The VM's output so far, which moves with it as a file. Old output may be dropped at any time; what stays keeps its place."""
 
     async def size(self) -> int:
-        """Bytes that exist."""
+        """Where it ends."""
         ...
 
-    async def read(self, offset: int, count: int) -> bytes:
-        """At most `count` bytes from `offset`."""
+    async def read(self, offset: int, count: int) -> tuple[tuple[int, bytes], ...]:
+        """The pieces that tell what is there from `offset` on: (where, bytes). The last is at most `count` bytes of output, from
+        `offset` or from where it begins by now; one before it, if there is any, says where that is."""
         ...
 
     async def append(self, offset: int, data: bytes) -> None:

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 
 from architect.errors import ArchitectError, HandoverError, LostError
-from architect.migration.action_bounds import action_bound_s, part_bounds, verify_bound_s
+from architect.migration.action_bounds import action_bound_s, verify_bound_s
 from architect.migration.awaited import late
 from architect.migration.copy_looks import CopyLooks
 from architect.migration.found_vm import abort_record
@@ -28,12 +28,12 @@ from architect.migration.source_engine import (
     TargetSaid,
     may_resume,
 )
+from architect.migration.source_parts import SourceParts
 from architect.migration.source_ports import SourcePorts
 from architect.migration.source_steps import Action, Effect, SourceStep
 from architect.model.handover_state import HandoverState
 from architect.model.ownership import RecordKind
 from architect.runtime.clock import Clock
-from architect.runtime.part_size import PartSize
 from architect.wire.agent_messages import MoveDecision
 from architect.wire.framing import BODY_BYTES_MAX
 from architect.wire.migration_messages import (
@@ -41,11 +41,9 @@ from architect.wire.migration_messages import (
     Accepted,
     AskStatus,
     AwaitFilled,
-    BasePart,
     Committed,
     Cut,
     Hold,
-    LogPart,
     Prepare,
     Prepared,
     Release,
@@ -74,8 +72,7 @@ class SourceActions:
         self._started: Started | None = None
         self._mirror: MirrorProgress | None = None
         self._round_bytes = self._round_saved = 0
-        self._log_sent = 0
-        self._part = PartSize(part_bounds(plan.limits.part_bytes))
+        self._parts = SourceParts(plan, ports, link, clock, figures)
         self._device_state = b""
         self._cut: MemoryCut | None = None
         self._full_hash = ""
@@ -100,17 +97,17 @@ class SourceActions:
 
     def _make_table(self) -> dict[Action, Callable[[SourceState], Awaitable[SourceEvent | None]]]:
         machine, memory, flows = self._ports.machine, self._ports.memory, self._ports.flows
-        limits = self._plan.limits
+        parts, limits = self._parts, self._plan.limits
         table: dict[Action, Callable[[SourceState], Awaitable[SourceEvent | None]]] = {
             Action.CONNECT: lambda _: self._link.connect(),
             Action.COMPARE_CLOCKS: self._compare_clocks,
             Action.PREPARE: self._prepare,
-            Action.SEND_BASE: self._send_base,
+            Action.SEND_BASE: lambda _: parts.send_base(self._base_bytes),
             Action.START_TARGET: self._start_target,
             Action.OPEN_MEMORY: self._open_memory,
             Action.BULK: self._bulk,
             Action.START_MIRROR: self._start_mirror,
-            Action.SEND_LOG: self._send_log,
+            Action.SEND_LOG: lambda _: parts.send_log(),
             Action.ROUND: self._round,
             Action.POLL_MIRROR: self._poll_mirror,
             Action.HOOK_SUSPEND: lambda _: machine.run_hook("before-suspend"),
@@ -162,21 +159,6 @@ class SourceActions:
         self._target_address = prepared.address
         self._base_bytes = prepared.base_bytes
         return BaseMissing() if prepared.base_bytes < plan.spec.base.size_bytes else None
-
-    async def _send_base(self, _: SourceState) -> None:
-        base, offset = self._plan.spec.base, self._base_bytes
-        while offset < base.size_bytes:
-            data = await self._ports.bases.read(base.digest, offset, self._part.next)
-            if not data:
-                raise HandoverError(f"base disk {base.digest[:12]}", f"ends at {offset} bytes here", "move the VM once it is whole")
-            await self._send_part(BasePart(self._plan.migration, offset), data)
-            offset += len(data)
-
-    async def _send_part(self, question: BasePart | LogPart, data: bytes) -> None:
-        asked_at_s = self._clock.monotonic_s()
-        await self._link.ask(question, Accepted, data)
-        self._part.took(len(data), self._clock.monotonic_s() - asked_at_s)
-        self._figures.other_bytes += len(data)
 
     async def _start_target(self, _: SourceState) -> None:
         timeout_s = self._plan.limits.start_timeout_s
@@ -256,19 +238,6 @@ class SourceActions:
         """The mirror as it was last seen."""
         return self._mirror
 
-    async def _send_log(self, _: SourceState) -> None:
-        await self._send_log_until(0)
-
-    async def _send_log_until(self, left_bytes: int) -> None:
-        """Send the VM's output until at most `left_bytes` of what exists now are left."""
-        size = await self._ports.log.size()
-        while size - self._log_sent > left_bytes:
-            data = await self._ports.log.read(self._log_sent, self._part.next)
-            if not data:
-                return
-            await self._send_part(LogPart(self._plan.migration, self._log_sent), data)
-            self._log_sent += len(data)
-
     async def _steer(self, state: SourceState) -> None:
         times = await self._ports.edge.steer(self._plan.term, self._target_address, self._plan.source.address)
         self._figures.steered(times, state.step.value)
@@ -303,12 +272,12 @@ class SourceActions:
     async def _send_cut(self, state: SourceState) -> None:
         plan, cut, device_state = self._plan, self._cut, self._device_state
         assert cut is not None and Effect.PAUSED in state.effects
-        await self._send_log_until(plan.limits.part_bytes)
-        tail = await self._ports.log.read(self._log_sent, plan.limits.part_bytes)
+        await self._parts.send_log(plan.limits.part_bytes)
+        log_offset, tail = await self._parts.next_log(plan.limits.part_bytes)
         if (size := len(device_state) + len(tail)) > BODY_BYTES_MAX:
             raise HandoverError(f"vm {plan.spec.request.name}", f"its device state has {size} bytes", "report this as a defect")
         question = Cut(
-            plan.migration, cut.root, len(device_state), self._log_sent, state.decision.postcopy, state.decision.disk_postcopy,
+            plan.migration, cut.root, len(device_state), log_offset, state.decision.postcopy, state.decision.disk_postcopy,
             self._full_hash,
         )  # fmt: skip
         timeout_s = plan.limits.commit_timeout_s + verify_bound_s(plan)

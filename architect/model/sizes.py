@@ -11,6 +11,8 @@ EXTENT_BYTES = 65536
 PAGES_PER_EXTENT = EXTENT_BYTES // PAGE_BYTES
 MIB = 1 << 20
 GIB = 1 << 30
+OUTPUT_BYTES_MAX = 64 * MIB
+"""What a host keeps of a VM's output; over that the older half goes."""
 BANDWIDTH_BYTES_S_MIN = MIB
 BANDWIDTH_BYTES_S_MAX = 1 << 40
 

@@ -6,7 +6,6 @@ Holes are pages of zeros that cost nothing: moves skip them at the source and le
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from collections.abc import Iterator
@@ -15,16 +14,12 @@ from pathlib import Path
 
 from architect.errors import HostError, NotFoundError
 from architect.model.sizes import PAGE_BYTES
+from architect.runtime.file_hole import punch_hole
 from architect.silo.page_batch import punch_pages, read_pages, write_pages
 from architect.silo.page_map import PageMap
 from architect.silo.page_runs import Pages, is_one_run
 
 NAME = "architect-ram"
-_PUNCH_HOLE_KEEP_SIZE = 3
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_fallocate = _libc.fallocate
-_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
 class RamFileError(HostError):
@@ -105,8 +100,8 @@ class RamFile:
 
     def punch_all(self) -> None:
         """Make one hole of everything."""
-        if _fallocate(self.descriptor, _PUNCH_HOLE_KEEP_SIZE, 0, self.size_bytes):
-            raise RamFileError("guest memory", os.strerror(ctypes.get_errno()), "report this as a defect")
+        with _refusals("punched"):
+            punch_hole(self.descriptor, 0, self.size_bytes)
 
     def present(self) -> PageMap:
         """The pages that exist. SEEK_DATA, not mincore(2), which takes a swapped-out page for a hole."""

@@ -331,9 +331,10 @@ class FakeAgent:
             raise NotFoundError(f"vm {vm}", f"is not on host {self.name}", "look where it is")
         while (fake := self.vms.get(vm)) is not None:
             changed = fake.changed
-            if text := bytes(fake.log[offset:]):
-                await call.item(LogData(offset), text)
-                offset += len(text)
+            start = max(offset, fake.log_start)
+            if text := bytes(fake.log[start:]):
+                await call.item(LogData(start), text)
+                offset = start + len(text)
             elif not follow or fake.state.is_terminal:
                 break
             else:

@@ -30,6 +30,7 @@ class FakeVm:
     fills_from: str = ""
     waits_because: str = ""
     log: bytearray = field(default_factory=bytearray)
+    log_start: int = 0  # what was before has been dropped
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def observation(self) -> VmObservation:

@@ -62,9 +62,9 @@ class SimLog(SimPart):
         """As the port says."""
         return len(self.host.logs.get(self.vm, b""))
 
-    async def read(self, offset: int, count: int) -> bytes:
+    async def read(self, offset: int, count: int) -> tuple[tuple[int, bytes], ...]:
         """As the port says."""
-        return self.host.logs.get(self.vm, b"")[offset : offset + count]
+        return ((offset, self.host.logs.get(self.vm, b"")[offset : offset + count]),)
 
     async def append(self, offset: int, data: bytes) -> None:
         """As the port says."""

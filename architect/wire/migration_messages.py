@@ -102,7 +102,7 @@ class Started(_Message, frozen=True):
 
 
 class LogPart(_Message, frozen=True):
-    """The VM's output (body) from `offset`; an overlap with what is there is skipped. Answered by `Accepted`."""
+    """A piece (body) of the file of the VM's output, at `offset`; it replaces what is there. Answered by `Accepted`."""
 
     migration: MigrationId
     offset: int

@@ -323,6 +323,15 @@ def test_logs_follow_a_vm_over_a_move_until_it_is_over(shared: ProcessRig, web: 
     assert shared.json("logs", web) == {"offset": 0, "text": "web says hello\none\ntwo �\n"}
 
 
+def test_logs_says_in_words_what_the_host_has_dropped_and_goes_on(shared: ProcessRig, web: str) -> None:
+    shared.world.agents[HostName("aws-1")].vms[VmId(shared.json("inspect", web)["id"])].log_start = 4
+    done = shared.cli("logs", web)
+    assert (done.returncode, done.stdout) == (0, b"says hello\n")
+    kept = "its host keeps the newest output only, at least 32.0 MiB"
+    assert done.stderr.decode() == f"4 B of what {web} printed is gone here: {kept}\n"
+    assert shared.json("logs", web) == {"offset": 4, "text": "says hello\n"}
+
+
 def test_exec_passes_input_output_and_exit_code_on(shared: ProcessRig, web: str) -> None:
     done = shared.cli("exec", web, "--", "echo", "a b")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"echo a b\n", b"and an error\n")

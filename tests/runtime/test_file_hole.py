@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from architect.runtime.file_hole import punch_hole
 
 

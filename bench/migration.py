@@ -24,6 +24,7 @@ from architect.images import BaseStore, prepare_image
 from architect.model.sizes import MIB
 from architect.model.vm_spec import DEFAULT_MTU, MachineSpec
 from architect.pvm.accelerator import detect_accelerator
+from architect.runtime.cancellation import check_cancelled
 from bench.architect_mover import BenchFabric, running_fabric
 from bench.comparison import is_shared
 from bench.document_file import Measured, commit
@@ -112,6 +113,7 @@ async def _measure_or_note(bench: Bench, cell: Cell, measured: Measured, progres
     try:
         await _measure_cell(bench, cell, measured, progress)
     except ArchitectError as error:
+        check_cancelled()
         made = {(run.number, run.engine) for run in measured.runs[known:]}
         for number, engine in turns(bench.options):
             if (number, engine) not in made:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from architect.runtime.cancellation import check_cancelled
 from architect.runtime.namespaces import enter_namespace, run_in_thread, temporary_namespace
 from bench.qemu_network import loopback_up
 
@@ -43,3 +44,4 @@ async def _until_told(measure: Callable[[Path], Awaitable[None]], scratch: Path)
     assert measuring is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
     await measure(scratch)
+    check_cancelled()

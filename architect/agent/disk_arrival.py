@@ -24,6 +24,7 @@ from architect.drafter.disk_postcopy import (
 )
 from architect.drafter.machine import Machine
 from architect.errors import ArchitectError, LostError, OutcomeUnknownError
+from architect.runtime.cancellation import check_cancelled
 from architect.runtime.clock import Clock
 
 DISK_FILL_TIMEOUT_S = 3600.0
@@ -62,7 +63,7 @@ class DiskArrival:
                 await self._complete()
                 return
             except ArchitectError as error:
-                _check_wanted()
+                check_cancelled()
                 await self._take_up(error)
 
     async def _complete(self) -> None:
@@ -92,7 +93,7 @@ class DiskArrival:
                 _log.warning("vm %s: its disk comes over another connection", self._vm)
                 return
             except ArchitectError as again:
-                _check_wanted()
+                check_cancelled()
                 error = again
             await self._clock.sleep(RETRY_S)
         raise self._lost(f"its QEMU has ended; at last: {error.cause}") from error
@@ -100,10 +101,3 @@ class DiskArrival:
     def _lost(self, cause: str) -> LostError:
         where = f"blocks of it are still at host {self._source} and cannot be had"
         return LostError(f"disk of vm {self._vm}", f"{where} ({cause})", f"see host {self._source}")
-
-
-def _check_wanted() -> None:
-    """An error of what was cleaned up must not hide that this was cancelled: it would go on for ever."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError

@@ -38,6 +38,7 @@ from architect.drafter.guest_payloads import (
 )
 from architect.drafter.guest_protocol import POSITION_OF_GUEST, FrameType, GuestFrame, GuestProtocolError
 from architect.model.image import ProcessConfig
+from architect.runtime.cancellation import check_cancelled
 from architect.runtime.clock import Clock, Entropy, SystemClock, SystemEntropy
 
 REQUEST_TIMEOUT_S = 10.0
@@ -126,6 +127,7 @@ class GuestChannel:
             # One error is shown as itself: the block's own, or, where the block was cancelled because of it, the channel's.
             if error is not None and not isinstance(error, asyncio.CancelledError):
                 return
+            check_cancelled()
             if len(group.exceptions) > 1:
                 raise
             raise group.exceptions[0] from None

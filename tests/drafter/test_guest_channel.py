@@ -50,6 +50,33 @@ def test_a_request_is_answered_and_a_refusal_names_the_reason(tmp_path: Path) ->
     play(tmp_path, script)
 
 
+def test_a_cancellation_is_not_hidden_by_what_the_channel_makes_of_it(tmp_path: Path) -> None:
+    waits = asyncio.Event()
+
+    async def on_log(record: LogRecord) -> None:
+        try:
+            waits.set()
+            await asyncio.sleep(1000)
+        finally:
+            raise HostError("log", "cannot be written", "make room")
+
+    async def hear() -> None:
+        async with GuestChannel(tmp_path / "channel", "VM test", on_log, 0):
+            await asyncio.sleep(1000)
+
+    async def run() -> None:
+        async with fake_guest(tmp_path / "channel") as guest:
+            hearing = asyncio.create_task(hear())
+            await guest.wait_received(FrameType.HELLO)
+            guest.send_log(1, b"line")
+            await waits.wait()
+            hearing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await hearing
+
+    asyncio.run(run())
+
+
 def test_a_request_is_repeated_with_its_id_after_a_disconnection(tmp_path: Path) -> None:
     async def script(guest: FakeGuest, channel: GuestChannel, lines: list[bytes]) -> None:
         await channel.wait_ready(5)

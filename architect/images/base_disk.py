@@ -24,6 +24,7 @@ from architect.images.tool import map_os_error
 from architect.images.unpack import unpack_image
 from architect.model.image import BaseDiskRef, ProcessConfig
 from architect.model.sizes import format_size
+from architect.runtime.cancellation import run_in_thread_to_end
 from architect.runtime.whole_file import write_whole
 
 # Part of every record's name; it changes when the same image would become another disk or another process.
@@ -82,14 +83,14 @@ async def _build(image: LocatedImage, store: BaseStore, thing: str, progress: Ca
         progress(f"{thing}: copying and unpacking")
         unpacked = await unpack_image(image, workspace, thing)
         try:
-            await asyncio.to_thread(add_mount_points, unpacked.rootfs, unpacked.process.cwd, thing)
-            tree = await asyncio.to_thread(settle_times, unpacked.rootfs, started_s)
+            await run_in_thread_to_end(add_mount_points, unpacked.rootfs, unpacked.process.cwd, thing)
+            tree = await run_in_thread_to_end(settle_times, unpacked.rootfs, started_s)
         except OSError as error:
             raise map_os_error(error, thing, store.root) from error
         progress(f"{thing}: making the disk of {tree.inodes} files, {format_size(tree.content_bytes)}")
         disk = workspace / "disk.raw"
         await build_ext4(unpacked.rootfs, tree, disk, thing)
-        base = await asyncio.to_thread(store.adopt, disk)
+        base = await run_in_thread_to_end(store.adopt, disk)
         record = ImageRecord(image.digest, base, unpacked.process)
         await asyncio.to_thread(_write_record, store, image, record, thing)
     return record

@@ -28,6 +28,7 @@ from pathlib import Path
 from architect.errors import ConflictError, HostError, NotFoundError, PeerError, UsageError
 from architect.images.tool import map_os_error
 from architect.model.image import BaseDiskRef
+from architect.runtime.cancellation import run_in_thread_to_end
 
 CHUNK_BYTES_MAX = 4 << 20
 BASE_BYTES_MAX = 1 << 40
@@ -149,7 +150,7 @@ class BaseStore:
             received = await self._receive(file, digest, size_bytes, chunks)
             if received != digest:
                 raise WrongBaseError(digest, f"the data received has the hash {received[:12]}")
-            await asyncio.to_thread(self._publish, file, digest)
+            await run_in_thread_to_end(self._publish, file, digest)
         return self._path(digest)
 
     async def read_chunks(self, digest: str, chunk_bytes: int) -> AsyncIterator[tuple[int, bytes]]:
@@ -179,7 +180,7 @@ class BaseStore:
             async for offset, data in chunks:
                 if offset < position or offset + len(data) > size_bytes or len(data) > CHUNK_BYTES_MAX:
                     raise WrongBaseError(digest, f"a chunk of {len(data)} bytes at {offset} does not fit")
-                await asyncio.to_thread(_store, opened.fileno(), hasher, offset - position, offset, data)
+                await run_in_thread_to_end(_store, opened.fileno(), hasher, offset - position, offset, data)
                 position = offset + len(data)
             await asyncio.to_thread(_hash_zeros, hasher, size_bytes - position)
         return hasher.hexdigest()

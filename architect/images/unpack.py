@@ -17,6 +17,7 @@ from architect.images.image_process import ImageProcess, stop_signal_name
 from architect.images.locate import ARCHITECTURE, LayoutSource, LocatedImage, SkopeoSource, registry_error, wrong_architecture
 from architect.images.oci_layout import OCI_MANIFEST, REF_NAME, Descriptor, ImageConfig, Index, Layout, Manifest
 from architect.images.tool import ToolCall, ToolFailedError, run_tool
+from architect.runtime.cancellation import run_in_thread_to_end
 
 COPY_DEADLINE_S = 1800.0
 UNPACK_DEADLINE_S = 1800.0
@@ -107,7 +108,7 @@ async def _local_layout(image: LocatedImage, workspace: Path, thing: str) -> Lay
     copied = workspace / "copied"
     match image.source:
         case LayoutSource(directory, descriptor):
-            selected = await asyncio.to_thread(_select, directory, descriptor, workspace / "selected", thing)
+            selected = await run_in_thread_to_end(_select, directory, descriptor, workspace / "selected", thing)
             if await asyncio.to_thread(_is_unpackable, selected, descriptor):
                 return selected
             await _copy(SkopeoSource("oci:selected"), copied, thing)

@@ -1,8 +1,17 @@
-"""Cancellation that is not lost: an error of what is cleaned up takes the place of the `CancelledError` that began the clean-up."""
+"""Cancellation that is neither lost nor too early.
+
+An error of what is cleaned up takes the place of the `CancelledError` that began the clean-up; and a thread knows nothing of the
+cancellation of who waits for it, so it goes on beside the clean-up.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def check_cancelled() -> None:
@@ -14,3 +23,13 @@ def check_cancelled() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+async def run_in_thread_to_end(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """As `asyncio.to_thread`, but a cancellation waits for its end: for what writes where the caller then cleans up."""
+    working = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait({working})
+        raise

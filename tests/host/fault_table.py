@@ -200,6 +200,8 @@ EXCEPTIONS: dict[tuple[Victim, str], frozenset[Outcome]] = {
     (Victim.SOURCE_QEMU, "source-commit (postcopy)"): frozenset({T}),
     # QEMU refuses to run a guest whose disk it cannot open, when its connection has broken: it never ran, and is given back.
     (Victim.LINK_CUT_LONG, "target-resume (postcopy)"): frozenset({S, T}),
+    # Nothing has been sent by it: the one that takes its place in time is asked instead.
+    (Victim.SOURCE_MEMORY, "source-open"): frozenset({S, T}),
     # Its last page has been acknowledged: the target judges what it has by its root.
     (Victim.SOURCE_MEMORY, "source-commit"): frozenset({T}),
     # The cut waits longer for its answer than the host stands; what is asked before it does not.

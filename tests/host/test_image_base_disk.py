@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,10 @@ import msgspec
 import pytest
 
 from architect.errors import ArchitectError, CapacityError, InvalidImageError
+from architect.images import unpack
 from architect.images.base_disk import PreparedImage, prepare_image
 from architect.images.base_store import BaseStore
+from architect.images.oci_layout import Descriptor, Layout
 from architect.model.sizes import GIB
 from architect.testing.sample_images import busybox_image
 from architect.testing.sample_layout import ImageFile, ImageSettings, directory, link, tag_manifest, text, write_blob, write_image
@@ -265,6 +268,30 @@ def test_a_cancelled_build_leaves_nothing(tmp_path: Path, store: BaseStore) -> N
     for step in (1, 2):
         asyncio.run(cancel_at(step))
         assert leftovers(store) == [] and store.used_bytes() == 0
+
+
+def test_a_cancelled_build_leaves_nothing_of_a_thread_that_still_writes(
+    tmp_path: Path, store: BaseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, select, writing = busybox_image(tmp_path / "layout"), unpack._select, threading.Event()
+
+    def slow_select(directory: Path, descriptor: Descriptor, selected: Path, thing: str) -> Layout:
+        writing.set()
+        for _ in range(50):
+            selected.parent.mkdir(parents=True, exist_ok=True)
+            time.sleep(0.01)
+        return select(directory, descriptor, selected, thing)
+
+    async def cancel() -> None:
+        task = asyncio.create_task(prepare_image(reference, store, (), (), lambda _: None))
+        await asyncio.to_thread(writing.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    monkeypatch.setattr(unpack, "_select", slow_select)
+    asyncio.run(cancel())
+    assert leftovers(store) == [] and store.used_bytes() == 0
 
 
 def test_a_killed_build_leaves_what_the_next_start_removes(tmp_path: Path, store: BaseStore) -> None:

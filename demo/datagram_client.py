@@ -140,9 +140,12 @@ class DatagramClient(asyncio.DatagramProtocol):
         self._is_sending = False
 
     async def _wait_last(self) -> None:
-        end_s = time.monotonic() + _LAST_WAIT_S
-        while self._received < self._sent and time.monotonic() < end_s:  # noqa: ASYNC110 bounded, once at the end
+        """Until all are here, or nothing has come for a while: a busy guest may have many left to answer."""
+        silent_since_s, received = time.monotonic(), self._received
+        while self._received < self._sent and time.monotonic() < silent_since_s + _LAST_WAIT_S:
             await asyncio.sleep(0.01)
+            if self._received > received:
+                silent_since_s, received = time.monotonic(), self._received
 
 
 def _widen(connection: socket.socket) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 import pytest
 
 from architect.errors import PeerError, UnavailableError
+from demo import datagram_client
 from demo.checked_stream import StreamBrokenError
 from demo.datagram_client import HEADER, DatagramClient
 from demo.stream_client import OutsideServer, ServiceStatus, StreamClient, read_status
@@ -160,5 +162,41 @@ def test_lost_late_and_doubled_datagrams_are_counted() -> None:
         assert report.lost == report.sent // 5
         assert (report.reordered, report.duplicated) == (1, 1)
         assert report.received + report.lost == report.sent
+
+    asyncio.run(run())
+
+
+class SlowEcho(asyncio.DatagramProtocol):
+    """Answers one datagram in each `pause_s`, as a busy guest does."""
+
+    def __init__(self, pause_s: float) -> None:
+        self._pause_s = pause_s
+        self._free_s = 0.0
+        self._transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: object) -> None:
+        loop = asyncio.get_running_loop()
+        self._free_s = max(self._free_s, loop.time()) + self._pause_s
+        loop.call_at(self._free_s, self._transport.sendto, data, addr)
+
+
+def test_the_last_answers_are_waited_for_as_long_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datagram_client, "_LAST_WAIT_S", 0.5)
+
+    async def run() -> None:
+        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+            lambda: SlowEcho(0.05), local_addr=("127.0.0.1", 0)
+        )
+        client = DatagramClient("127.0.0.1", transport.get_extra_info("sockname")[1], rate_per_s=500)
+        stop = asyncio.Event()
+        task = asyncio.create_task(client.run(stop))
+        while client.report().sent < 20:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        stop.set()
+        assert (await task).lost == 0
+        transport.close()
 
     asyncio.run(run())
